@@ -1,0 +1,54 @@
+# Everything runs in .venv, which is made on the first use and again when the dependencies change.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+# Stages are run as `python ...`: they must find the interpreter of .venv first.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup demo test lint ui results publish clean
+
+help:
+	@echo "make demo     the whole workflow on handwritten digits, in minutes, without a network"
+	@echo "make test     style, types and tests"
+	@echo "make results  the results table so far"
+	@echo "make ui       the MLflow UI on http://127.0.0.1:5000"
+	@echo "make publish  tables and MLflow runs made anew from the result files"
+	@echo "make setup    only the virtual environment, .venv"
+	@echo "make clean    removes .venv and caches, never results"
+	@echo "dvc repro     the experiments of params.yaml (after: . $(VENV)/bin/activate)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, $(PYTHON) is `$(PYTHON) --version`: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	dvc repro --quiet --glob 'plot@demo-*'
+	dvc repro --quiet --single-item publish
+	@python -m quantspike.show --profile demo
+
+test: lint
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+results: $(READY)
+	@python -m quantspike.show
+
+publish: $(READY)
+	python stages/publish.py
+
+ui: $(READY)
+	python -m quantspike.ui
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,0 +1,1 @@
+"""Quantized CNNs, converted to spiking networks with negative spikes, measured and proved equal."""

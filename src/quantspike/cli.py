@@ -1,0 +1,81 @@
+"""What every stage script shares: its command line, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantspike.errors import QuantspikeError
+from quantspike.params import Params, Precision, check_precision, load_params
+from quantspike.paths import Chain
+
+
+def chain_stage(main: Callable[[Params, Chain], None], description: str | None) -> None:
+    """Runs a stage that works on one chain, named on the command line by profile, model, k and seed.
+
+    Args:
+        main: the stage, called with the checked params and the chain.
+        description: docstring of the script, shown by --help: what it does, reads and writes.
+    """
+
+    def with_chain(params: Params, root: Path, profile: str, model: str, k: Precision, seed: int) -> None:
+        main(params, Chain(profile, model, k, seed, root))
+
+    stage(with_chain, description, "profile", "model", "k", "seed")
+
+
+def stage(main: Callable[..., None], description: str | None, *arguments: str) -> None:
+    """Parses the command line, reads params.yaml, runs `main` and turns user errors into exit status 1.
+
+    Args:
+        main: called as main(params, root, **values), where root is the folder of the params file.
+        description: docstring of the script, shown by --help.
+        arguments: which of profile, model, k and seed the stage wants.
+    """
+    options = _parser(description, arguments).parse_args()
+    values = {name: getattr(options, name) for name in arguments}
+    try:
+        params = load_params(options.params)
+        _check(params, values)
+        main(params, options.params.parent, **values)
+    except QuantspikeError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left; the same command starts this stage again", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser(description: str | None, arguments: tuple[str, ...]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (default: %(default)s)")
+    known: dict[str, tuple[Callable[[str], Any], str]] = {
+        "profile": (str, "protocol, as named under profiles in the params file"),
+        "model": (str, "network, as named under models in the params file"),
+        "k": (_precision, "precision of the activations: fp32, or k for steps of 2^-k"),
+        "seed": (int, "seed of initial weights, shuffling and augmentation"),
+    }
+    for name in arguments:
+        kind, text = known[name]
+        parser.add_argument(f"--{name}", type=kind, required=True, help=text)
+    return parser
+
+
+def _precision(text: str) -> Precision:
+    try:
+        return check_precision(int(text) if text.lstrip("-").isdigit() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _check(params: Params, values: dict[str, Any]) -> None:
+    """Names given on the command line must be defined, whether or not they are in the grid."""
+    for name, known in (("profile", params.profiles), ("model", params.models)):
+        if name in values and values[name] not in known:
+            raise QuantspikeError(f"--{name} {values[name]} is not defined; {name}s has {', '.join(known)}")
+    if values.get("seed", 0) < 0:
+        raise QuantspikeError(f"--seed must be 0 or more, found {values['seed']}")
+    if "profile" in values and "model" in values:
+        params.architecture(values["profile"], values["model"])

@@ -1,0 +1,26 @@
+"""Which device the tensors live on."""
+
+from __future__ import annotations
+
+import torch
+
+from quantspike.errors import QuantspikeError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turns `auto`, `cpu`, `cuda` or `cuda:N` into a device that is really there.
+
+    Args:
+        name: `device` in params.yaml; `auto` takes a GPU if there is one.
+
+    Raises:
+        QuantspikeError: a GPU is named that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise QuantspikeError(
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here; set device to auto or cpu"
+        )
+    return device

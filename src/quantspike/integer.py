@@ -1,0 +1,281 @@
+"""The integer network: the quantized network in whole numbers, and the counts it settles on.
+
+Every device, batch size and order of summation gives the same integers, since each sum is exact in
+the number format it is computed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quantspike.architecture import Architecture, Layer
+from quantspike.augmentation import center_crop
+from quantspike.errors import QuantspikeError
+from quantspike.tensors import Header, load_tensors, save_tensors
+
+FORMAT = "quantspike-integer-network"
+VERSION = 1
+
+INPUT_BITS = 8
+"""Binary places of the image beyond those of the activations."""
+
+MEMBRANE_LIMIT = 2**30
+"""Membranes, and biases with them, stay below this in magnitude, so that 32 bits hold every difference."""
+
+LARGEST_THRESHOLD = 2**20
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """One convolution in whole numbers, each output channel on a grid of its own.
+
+    Attributes:
+        shape: sizes, stride and padding.
+        weight: w, int16 [out, in, kernel, kernel].
+        bias: c, int32 [out].
+        threshold: theta, int32 [out], even, from 2 to 2^20.
+    """
+
+    shape: Layer
+    weight: Tensor
+    bias: Tensor
+    threshold: Tensor
+
+    @property
+    def half_threshold(self) -> Tensor:
+        """h = theta / 2, which turns rounding down into rounding to the nearest. int32 [out]."""
+        return self.threshold // 2
+
+    @property
+    def absolute_sums(self) -> Tensor:
+        """S_o = sum_i |w_oi|, the largest change that one step of spikes can make. int64 [out]."""
+        return self.weight.long().abs().sum(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """A converted network.
+
+    Attributes:
+        architecture: its layers.
+        k: binary places of the activations: a count of n stands for n 2^-k.
+        weight_bits: width of the weights, sign included.
+        layers: the convolutions.
+        classifier: v, int16 [classes, features].
+        classifier_exponent: q of the classifier's grid, v = rint(2^q V).
+    """
+
+    architecture: Architecture
+    k: int
+    weight_bits: int
+    layers: tuple[IntegerLayer, ...]
+    classifier: Tensor
+    classifier_exponent: int
+
+    def input_current(self, images: Tensor) -> Tensor:
+        """Input current of the encoding layer, before its bias.
+
+        The image z is standardized with mean and variance from exact integer sums, brought to whole
+        numbers x = rint(2^8 2^k z), and I = rint(sum w x / 2^8). Always on the CPU.
+
+        Args:
+            images: uint8 [N, C, H, W], as stored.
+
+        Returns:
+            int64 [N, out, size, size].
+
+        Raises:
+            QuantspikeError: the images are of other sizes than the network's.
+        """
+        architecture = self.architecture
+        if images.shape[1] != architecture.image_channels or min(images.shape[2:]) < architecture.image_size:
+            raise QuantspikeError(
+                f"the images are {tuple(images.shape[1:])} (channels, height, width), but the network wants "
+                f"{architecture.image_channels} channels and at least {architecture.image_size} x "
+                f"{architecture.image_size} pixels"
+            )
+        standardized = _standardize_exactly(center_crop(images.cpu(), architecture.image_size))
+        whole = (standardized * 2.0 ** (INPUT_BITS + self.k)).round()
+        # Sums of products of whole numbers far below 2^53: float64 holds each of them exactly.
+        sums = _convolve(whole, self.layers[0])
+        return (sums / 2.0**INPUT_BITS).round().long()
+
+    def settled_counts(self, input_current: Tensor, first: int = 0) -> list[Tensor]:
+        """Net spike counts of every layer once nothing changes any more: equation (1) of the conversion.
+
+        n_o = floor(max(0, sum_i w_oi n_i + c_o + h_o) / theta_o), which is Q_k of the folded network
+        with ties broken upward.
+
+        Args:
+            input_current: int64 [N, out, size, size], from `input_current`.
+            first: number of the first image in the whole set, for messages.
+
+        Returns:
+            Per layer, int64 [N, out, size, size].
+
+        Raises:
+            QuantspikeError: a membrane would leave 31 bits.
+        """
+        counts: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            drive = _drive(counts[-1], layer, index) if counts else input_current
+            membrane = drive + layer.bias.long()[:, None, None]
+            check_membrane(membrane, index, first)
+            shifted = (membrane + layer.half_threshold.long()[:, None, None]).clamp_(min=0)
+            counts.append(shifted // layer.threshold.long()[:, None, None])
+        return counts
+
+    def logits(self, counts: Tensor) -> Tensor:
+        """Whole-number class scores from the last layer's net counts.
+
+        Args:
+            counts: any integer type, [N, features, 1, 1].
+
+        Returns:
+            int64 [N, classes]; the prediction is the lowest class among the largest.
+        """
+        # No device multiplies matrices of int64, so multiply and add one by one: there are few classes.
+        products = counts.flatten(1).long()[:, None, :] * self.classifier.to(counts.device).long()[None, :, :]
+        return products.sum(dim=2)
+
+
+def check_membrane(membrane: Tensor, layer: int, images: Tensor | int = 0) -> None:
+    """Makes sure that membranes stay where 32 bits hold every difference.
+
+    Args:
+        membrane: integer [N, C, H, W].
+        layer: index of the layer, from 0.
+        images: numbers of the N images, or of the first of N consecutive ones.
+
+    Raises:
+        QuantspikeError: |U| reaches 2^30; image, layer and channel are named.
+    """
+    if membrane.numel() == 0:
+        return
+    low, high = torch.aminmax(membrane)
+    if -MEMBRANE_LIMIT < int(low) and int(high) < MEMBRANE_LIMIT:
+        return
+    place = (membrane.long().abs() >= MEMBRANE_LIMIT).nonzero()[0].tolist()
+    image = images + place[0] if isinstance(images, int) else int(images[place[0]])
+    raise QuantspikeError(
+        f"image {image}, layer {layer + 1}, channel {place[1]}: the membrane reaches "
+        f"{int(membrane[tuple(place)])}, beyond 2^30; convert with fewer weight_bits or a smaller k"
+    )
+
+
+def save_integer_network(path: Path, network: IntegerNetwork) -> None:
+    """Writes a network as safetensors with a header that says what it is, atomically."""
+    tensors = {"classifier": network.classifier}
+    for index, layer in enumerate(network.layers):
+        tensors |= {
+            f"layer{index}.weight": layer.weight,
+            f"layer{index}.bias": layer.bias,
+            f"layer{index}.threshold": layer.threshold,
+        }
+    header: Header = {
+        "layers": network.architecture.text,
+        "image_size": network.architecture.image_size,
+        "image_channels": network.architecture.image_channels,
+        "classes": network.architecture.classes,
+        "k": network.k,
+        "weight_bits": network.weight_bits,
+        "classifier_exponent": network.classifier_exponent,
+    }
+    save_tensors(path, FORMAT, VERSION, header, tensors)
+
+
+def load_integer_network(path: Path) -> IntegerNetwork:
+    """Reads a network and checks that its parts fit together.
+
+    Raises:
+        QuantspikeError: the file is absent or damaged, of another version, or holds tensors that its
+            header does not announce or values that no conversion makes.
+    """
+    header, tensors = load_tensors(path, FORMAT, VERSION)
+    try:
+        architecture = Architecture.parse(
+            str(header["layers"]),
+            image_size=int(header["image_size"]),
+            image_channels=int(header["image_channels"]),
+            classes=int(header["classes"]),
+        )
+        layers = tuple(
+            IntegerLayer(
+                shape,
+                tensors[f"layer{index}.weight"],
+                tensors[f"layer{index}.bias"],
+                tensors[f"layer{index}.threshold"],
+            )
+            for index, shape in enumerate(architecture.layers)
+        )
+        network = IntegerNetwork(
+            architecture,
+            int(header["k"]),
+            int(header["weight_bits"]),
+            layers,
+            tensors["classifier"],
+            int(header["classifier_exponent"]),
+        )
+    except (KeyError, ValueError, QuantspikeError) as error:
+        raise QuantspikeError(f"{path} is no whole integer network ({error}): delete it and run dvc repro") from error
+    _check_values(path, network)
+    return network
+
+
+def _check_values(path: Path, network: IntegerNetwork) -> None:
+    limit = 2 ** (network.weight_bits - 1) - 1
+    for index, layer in enumerate(network.layers):
+        shape = layer.shape
+        expected = {
+            "weight": (torch.int16, (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)),
+            "bias": (torch.int32, (shape.out_channels,)),
+            "threshold": (torch.int32, (shape.out_channels,)),
+        }
+        for name, wanted in expected.items():
+            tensor: Tensor = getattr(layer, name)
+            found = (tensor.dtype, tuple(tensor.shape))
+            if found != wanted:
+                raise QuantspikeError(f"{path}: layer{index}.{name} is {found}, expected {wanted}")
+        largest = int(layer.weight.int().abs().max())
+        if largest > limit:
+            raise QuantspikeError(
+                f"{path}: layer{index} holds a weight of magnitude {largest}, beyond the {limit} of "
+                f"{network.weight_bits} bits"
+            )
+        if bool(((layer.threshold < 2) | (layer.threshold > LARGEST_THRESHOLD) | (layer.threshold % 2 != 0)).any()):
+            raise QuantspikeError(f"{path}: layer{index} holds a threshold that is not even and from 2 to 2^20")
+    wanted_classifier = (network.architecture.classes, network.architecture.layers[-1].out_channels)
+    if network.classifier.dtype != torch.int16 or tuple(network.classifier.shape) != wanted_classifier:
+        raise QuantspikeError(f"{path}: the classifier is not int16 {wanted_classifier}")
+
+
+def _standardize_exactly(pixels: Tensor) -> Tensor:
+    """(x - mean) / max(std, 1/sqrt(n)) in float64, from integer sums. uint8 [N, C, H, W] -> float64."""
+    values = pixels.long()
+    n = values[0].numel()
+    total = values.sum(dim=(1, 2, 3), keepdim=True)
+    squares = values.square().sum(dim=(1, 2, 3), keepdim=True)
+    # Numerator and denominator are whole numbers below 2^53, so only the division rounds.
+    variance = (n * squares - total.square()).double() / (n * n)
+    deviation = variance.sqrt().clamp(min=n**-0.5)
+    return (values.double() - total.double() / n) / deviation
+
+
+def _drive(counts: Tensor, layer: IntegerLayer, index: int) -> Tensor:
+    """sum_i w_oi n_i, exactly: int64 [N, in, H, W] -> int64 [N, out, H', W']."""
+    largest_sum = int(layer.absolute_sums.max()) * int(counts.max()) if counts.numel() else 0
+    if largest_sum >= 2**53:
+        raise QuantspikeError(
+            f"layer {index + 1}: sums may reach {largest_sum}, which float64 does not hold exactly; "
+            "convert with fewer weight_bits or a smaller k"
+        )
+    return _convolve(counts.double(), layer).long()
+
+
+def _convolve(values: Tensor, layer: IntegerLayer) -> Tensor:
+    return functional.conv2d(values, layer.weight.double(), stride=layer.shape.stride, padding=layer.shape.padding)

@@ -1,0 +1,82 @@
+"""Layer string to convolutional network, quantized or in full precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from quantspike.architecture import Architecture, Layer
+from quantspike.quantization import Quantizer
+
+BATCH_NORM_EPS = 1e-5
+
+
+class Block(nn.Sequential):
+    """Convolution without bias, batch normalization, ReLU and, for an integer k, the quantizer."""
+
+    def __init__(self, layer: Layer, in_channels: int, k: Literal["fp32"] | int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, bias=False
+        )
+        # torch's momentum 0.1 is a decay of 0.9 for the running averages.
+        self.normalization = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPS, momentum=0.1)
+        self.rectifier = nn.ReLU(inplace=True)
+        if k != "fp32":
+            self.quantizer = Quantizer(k)
+
+
+class QuantizedCNN(nn.Module):
+    """The network of a layer string: blocks, then a linear classifier without bias.
+
+    Neither the image nor the classifier is quantized.
+
+    Attributes:
+        architecture: the layers, with the sizes of their maps.
+        k: binary places of the activations, or `fp32` for none.
+    """
+
+    def __init__(self, architecture: Architecture, k: Literal["fp32"] | int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.k = k
+        self.blocks = nn.ModuleList(Block(layer, layer.in_channels, k) for layer in architecture.layers)
+        self.classifier = nn.Linear(architecture.layers[-1].out_channels, architecture.classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores of standardized images: [N, C, H, W] float -> [N, classes] float."""
+        activations = images
+        for block in self.blocks:
+            activations = block(activations)
+        scores: Tensor = self.classifier(activations.flatten(1))
+        return scores
+
+    @property
+    def weights(self) -> int:
+        """Number of convolution and classifier weights, batch normalization left out."""
+        convolutions = sum(block.convolution.weight.numel() for block in self.blocks)  # type: ignore[union-attr, operator, misc]
+        return int(convolutions + self.classifier.weight.numel())
+
+
+def new_network(architecture: Architecture, k: Literal["fp32"] | int, seed: int) -> QuantizedCNN:
+    """An untrained network with the initial weights that belong to a seed, on the CPU."""
+    network = QuantizedCNN(architecture, k)
+    initialize(network, torch.Generator().manual_seed(seed))
+    return network
+
+
+def initialize(network: QuantizedCNN, generator: torch.Generator) -> None:
+    """Draws the weights a training run starts from.
+
+    Convolutions: normal of std 0.02 truncated at two std; classifier: the same with 0.1;
+    batch-norm scales from N(1, 0.002), shifts 0 (Zou et al., 2023).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            std = 0.02 if isinstance(module, nn.Conv2d) else 0.1
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, mean=1.0, std=0.002, generator=generator)
+            nn.init.zeros_(module.bias)

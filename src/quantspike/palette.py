@@ -1,0 +1,32 @@
+"""One colour for each precision, the same in every figure and in MLflow. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from quantspike.params import LARGEST_K, Precision
+
+FULL_PRECISION = "#333333"
+"""Dark grey, for fp32 and for everything that belongs to no k."""
+
+# Okabe and Ito's colours, told apart by colour-blind readers too. The strongest come first, since few precisions
+# are shown together; yellow, faint on white, comes last.
+_BASE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442")
+
+# Beyond k = 6 the seven colours come again, mixed with black (0) or white (255): (what to mix in, its share).
+_SHADES = ((0, 0.0), (0, 0.4), (255, 0.5), (0, 0.7))
+
+
+def color_of(k: Precision) -> str:
+    """The colour of a precision as `#rrggbb`: dark grey for fp32, a different one for each k from 0 to 24.
+
+    Raises:
+        ValueError: k lies outside 0 to 24.
+    """
+    if k == "fp32":
+        return FULL_PRECISION
+    if not 0 <= k <= LARGEST_K:
+        raise ValueError(f"colours are defined for fp32 and for k from 0 to {LARGEST_K}, found {k!r}")
+    shade, place = divmod(k, len(_BASE))
+    other, share = _SHADES[shade]
+    red, green, blue = (int(_BASE[place][i : i + 2], 16) for i in (1, 3, 5))
+    mixed = (round((1 - share) * part + share * other) for part in (red, green, blue))
+    return "#" + "".join(f"{part:02x}" for part in mixed)

@@ -1,0 +1,253 @@
+"""`params.yaml` read into typed sections, with every value checked before anything runs."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from quantspike.architecture import Architecture
+from quantspike.errors import QuantspikeError
+
+Precision = Literal["fp32"] | int
+"""Precision of the activations: `fp32`, or k for steps of 2^-k."""
+
+LARGEST_K = 24
+"""An fp32 number has 24 significant bits: from there on rounding to 2^-k changes nothing."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+def _number(value: Any) -> Any:
+    """Reads `1e-3`, which YAML 1.1 takes for text, as the number that was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def check_precision(value: Any) -> Precision:
+    """Returns `value` if it is `fp32` or an integer k that is allowed.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value == "fp32":
+        return "fp32"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"a precision is fp32 or an integer from 0 to {LARGEST_K}, found {value!r}")
+    if not 0 <= value <= LARGEST_K:
+        raise ValueError(f"k counts binary places and lies between 0 and {LARGEST_K}, found {value}")
+    return value
+
+
+def _name(value: Any) -> Any:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"a name is made of letters, digits and underscores, found {value!r}")
+    return value
+
+
+Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=10)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, BeforeValidator(_name)]
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: unknown keys and silent conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    """The grid: every combination is one chain of stages."""
+
+    profile: list[Name] = Field(min_length=1)
+    model: list[Name] = Field(min_length=1)
+    k: list[Annotated[Precision, BeforeValidator(check_precision)]] = Field(min_length=1)
+    seed: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_duplicates(self) -> Run:
+        for name in ("profile", "model", "k", "seed"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"run.{name} names a value twice: {values}")
+        return self
+
+
+class Model(Section):
+    """A network as a layer string, such as `96C3-256C3-P2-1024`."""
+
+    layers: str
+
+
+class Data(Section):
+    """Where the images come from, and the side of the square that the network sees, in pixels."""
+
+    source: str = Field(min_length=1)
+    crop: Count
+
+
+class Train(Section):
+    """First phase of training. `validation` training images are held out and only measured."""
+
+    recipe: Literal["paper"] = "paper"
+    epochs: Count
+    learning_rate: Rate
+    batch_size: Annotated[int, Field(ge=2)]
+    validation: Annotated[int, Field(ge=0)] = 0
+    flip: bool = True
+
+
+class Finetune(Section):
+    """Second phase: goes on from the first with its weights, averages and Adam moments."""
+
+    epochs: Count
+    learning_rate: Rate
+
+
+class Convert(Section):
+    """Width of the integer weights, sign included, in bits."""
+
+    weight_bits: Annotated[int, Field(ge=4, le=16)] = 12
+
+
+class Simulate(Section):
+    """Steps T of every curve, the step by which an image must be at rest, and batch sizes in images."""
+
+    steps: Count = 100
+    settle_limit: Count = 1000
+    engine: Literal["auto", "dense"] = "auto"
+    batch_size: Count = 50
+    log_batch: Count = 50
+
+    @model_validator(mode="after")
+    def _limit_beyond_steps(self) -> Simulate:
+        if self.settle_limit < self.steps:
+            raise ValueError(
+                f"settle_limit is {self.settle_limit}, but images are watched for all {self.steps} steps: "
+                "set it to simulate.steps or more"
+            )
+        return self
+
+
+class Profile(Section):
+    """One protocol: data, network width and the settings of every stage."""
+
+    data: Data
+    width: Annotated[float, BeforeValidator(_number), Field(gt=0, le=8)] = 1.0
+    train: Train
+    finetune: Finetune
+    convert: Convert = Convert()
+    simulate: Simulate = Simulate()
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    run: Run
+    models: dict[Name, Model]
+    profiles: dict[Name, Profile]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+    @model_validator(mode="after")
+    def _grid_is_defined(self) -> Params:
+        for kind, wanted, known in (
+            ("profile", self.run.profile, self.profiles),
+            ("model", self.run.model, self.models),
+        ):
+            for name in wanted:
+                if name not in known:
+                    raise ValueError(f"run.{kind} names {name!r}, but {kind}s defines only {', '.join(known)}")
+        for profile, model in product(self.run.profile, self.run.model):
+            try:
+                self.architecture(profile, model)
+            except QuantspikeError as error:
+                raise ValueError(f"models.{model}.layers with profiles.{profile}: {error}") from error
+        return self
+
+    def architecture(self, profile: str, model: str, image_channels: int = 3, classes: int = 10) -> Architecture:
+        """The layers of `model` at the width and image size of `profile`.
+
+        Args:
+            profile: name of the profile.
+            model: name of the network.
+            image_channels: colour channels of the images.
+            classes: number of classes.
+
+        Raises:
+            QuantspikeError: the layer string does not parse, or does not fit the image size.
+        """
+        settings = self.profiles[profile]
+        return Architecture.parse(
+            self.models[model].layers,
+            image_size=settings.data.crop,
+            image_channels=image_channels,
+            classes=classes,
+            width=settings.width,
+        )
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Reads and checks a params file.
+
+    Raises:
+        QuantspikeError: the file is absent, is no YAML, or holds something that is not allowed;
+            the message names every place.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QuantspikeError(f"{path} is not here: run from the project's folder, or name it with --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise QuantspikeError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise QuantspikeError(
+            f"{path} must hold the sections run, models and profiles, found {type(content).__name__}"
+        )
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise QuantspikeError(f"{path} holds {_describe(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    """Every complaint on a line of its own: place, what is allowed, what was found."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or "the file as a whole"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{place}: this key is unknown{_suggestion(problem['loc'])}")
+        elif problem["type"] == "missing":
+            lines.append(f"{place}: this key is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+            lines.append(f"{place}: {message}{found}")
+    count = "a value that is not allowed" if len(lines) == 1 else f"{len(lines)} values that are not allowed"
+    return f"{count}:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "run": Run,
+    "data": Data,
+    "train": Train,
+    "finetune": Finetune,
+    "convert": Convert,
+    "simulate": Simulate,
+}
+
+
+def _suggestion(place: tuple[int | str, ...]) -> str:
+    """The keys that stand beside an unknown one, where its section is known."""
+    parents = [part for part in place[:-1] if isinstance(part, str)]
+    section: type[Section] | None = Params if not parents else _SECTIONS.get(parents[-1])
+    if section is None and parents:
+        section = {"profiles": Profile, "models": Model}.get(parents[0])
+    return f"; allowed are {', '.join(section.model_fields)}" if section else ""

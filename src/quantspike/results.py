@@ -1,0 +1,364 @@
+"""Results of finished chains: their files, checked and typed, and the tables made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantspike import files
+from quantspike.errors import QuantspikeError
+from quantspike.params import Params, Profile
+from quantspike.paths import Chain
+from quantspike.published import Published, is_published_data, is_published_network, published
+
+SUMMARY_COLUMNS: tuple[str, ...] = (
+    "profile",
+    "model",
+    "k",
+    "seed",
+    "images",
+    "ann_accuracy",
+    "integer_accuracy",
+    "snn_accuracy",
+    "ann_agreement",
+    "differing_predictions",
+    "stable_step",
+    "settled_step",
+    "unsettled",
+    "positive_spikes",
+    "negative_spikes",
+    "synops",
+    "ann_macs",
+    "published_ann_accuracy",
+    "published_snn_accuracy",
+    "published_stable_step",
+    "published_synops",
+)
+"""Columns of the summary table. Accuracies are shares from 0 to 1; spikes, synops and MACs are per image."""
+
+_WHOLE_NUMBERS = (
+    "seed",
+    "images",
+    "differing_predictions",
+    "stable_step",
+    "settled_step",
+    "unsettled",
+    "ann_macs",
+    "published_stable_step",
+    "published_synops",
+)
+_NAMES = ("profile", "model", "k")
+_MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds")
+_COUNTS = ("positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
+_MENDING = "delete it and run dvc repro"
+
+FILES = (
+    "train.csv",
+    "finetune.csv",
+    "ann.json",
+    "conversion.json",
+    "snn.csv",
+    "layers.csv",
+    "snn.json",
+    "certificate.json",
+)
+"""What a finished chain has in its metrics folder."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class _Content(BaseModel):
+    """Content of a result file: what is named must be there and of that type; more may stand beside it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataSet(_Content):
+    """Fingerprint of the images that a chain was trained and tested on."""
+
+    kind: Literal["cifar10", "images", "digits"]
+    name: str
+    train_images: Count
+    test_images: Count
+    classes: list[str]
+    sha256: str
+
+    @property
+    def stands_for_cifar10(self) -> bool:
+        """Whether these are all images of CIFAR-10: the official archive, or its images encoded anew."""
+        return is_published_data(self.kind, self.classes, self.train_images, self.test_images)
+
+
+class Ann(_Content):
+    """The network before conversion: test images, accuracy, and its size and operations per image."""
+
+    images: Annotated[int, Field(ge=1)]
+    accuracy: Share
+    macs: Count
+    neurons: Annotated[int, Field(ge=1)]
+    weights: Count
+    data: DataSet
+
+
+class Conversion(_Content):
+    """The integer network: precision of the activations and width of its weights in bits."""
+
+    k: Count
+    weight_bits: Count
+    neurons: Count
+
+
+class Snn(_Content):
+    """The spiking network after its last step T; spikes and synops are averages per image.
+
+    `ann_agreement` is the share of images on which the integer network predicts what the trained one does;
+    `differing_predictions` counts the images on which the spiking network, after T steps, does not predict
+    what the integer network does; `unsettled` those that were not at rest after T steps.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    integer_accuracy: Share
+    accuracy: Share
+    ann_agreement: Share
+    differing_predictions: Count
+    stable_step: Annotated[int, Field(ge=1)]
+    settled_step: Annotated[int, Field(ge=1)] | None
+    unsettled: Count
+    positive_spikes: Amount
+    negative_spikes: Amount
+    net_spikes: float
+    synops: Amount
+
+
+class Certificate(_Content):
+    """How many images came to rest, T exceeded if need be, and how many of these differ from the integer network."""
+
+    images: Count
+    settled: Count
+    mismatches: Count
+
+    @property
+    def equal(self) -> int:
+        """Images that came to rest with every net spike count equal to the integer network's."""
+        return self.settled - self.mismatches
+
+
+@dataclass(frozen=True, eq=False)
+class ChainResult:
+    """What one chain measured; the spiking parts are `None` for fp32.
+
+    Attributes:
+        chain: the combination of the grid.
+        settings: its profile in params.yaml.
+        ann: the network before conversion, and its data set.
+        training: one row per epoch: phase (`train`, `finetune`), epoch (counted on over both phases), measures.
+        conversion: the integer network.
+        snn: the spiking network after its last step.
+        certificate: the comparison with the integer network, image by image.
+        steps: one row per step: accuracy, and what was counted up to there per image.
+        layers: the same per layer, without accuracy.
+        published: the published figures, where network and data set are the published ones.
+    """
+
+    chain: Chain
+    settings: Profile
+    ann: Ann
+    training: pd.DataFrame
+    conversion: Conversion | None
+    snn: Snn | None
+    certificate: Certificate | None
+    steps: pd.DataFrame | None
+    layers: pd.DataFrame | None
+    published: Published | None
+
+
+def missing_files(chain: Chain) -> list[Path]:
+    """Result files that a chain still lacks: none of them if it is finished."""
+    return [chain.metrics / name for name in FILES if not (chain.metrics / name).is_file()]
+
+
+def read_finished(chains: Iterable[Chain], params: Params) -> list[ChainResult]:
+    """Results of those chains that are finished, in the order given; the others are left out.
+
+    Raises:
+        QuantspikeError: a result file is damaged, or holds something else than it should.
+    """
+    return [read_chain(chain, params) for chain in chains if not missing_files(chain)]
+
+
+def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
+    """Results of all these chains, in the order given.
+
+    Raises:
+        QuantspikeError: there is no chain, or one is not finished; or a result file is damaged.
+    """
+    if not chains:
+        raise QuantspikeError("the grid (run in params.yaml) holds no such chain: add its profile and model there")
+    missing = [path for chain in chains for path in missing_files(chain)]
+    if missing:
+        unfinished = ", ".join(chain.key for chain in chains if missing_files(chain))
+        raise QuantspikeError(f"not finished: {unfinished} ({missing[0]} is not there); run dvc repro")
+    return [read_chain(chain, params) for chain in chains]
+
+
+def read_chain(chain: Chain, params: Params) -> ChainResult:
+    """Reads and checks the metrics folder of one chain.
+
+    Raises:
+        QuantspikeError: a result file is absent or damaged, or holds something else than it should.
+    """
+    folder = chain.metrics
+    ann = _parse(folder / "ann.json", files.read_json(folder / "ann.json"), Ann)
+    conversion = _read_spiking(chain, "conversion.json", "converted", Conversion)
+    if conversion is not None and conversion.k != chain.k:
+        raise QuantspikeError(f"{folder / 'conversion.json'} is of k = {conversion.k}, not {chain.k}: {_MENDING}")
+    snn = _read_spiking(chain, "snn.json", "simulated", Snn)
+    if snn is not None and snn.images != ann.images:
+        raise QuantspikeError(
+            f"{folder / 'snn.json'} is about {snn.images} images, but {folder / 'ann.json'} about {ann.images}: "
+            "delete both and run dvc repro"
+        )
+    same_network = is_published_network(params, chain.profile, chain.model)
+    return ChainResult(
+        chain=chain,
+        settings=params.profiles[chain.profile],
+        ann=ann,
+        training=_read_training(folder),
+        conversion=conversion,
+        snn=snn,
+        certificate=_read_spiking(chain, "certificate.json", "simulated", Certificate),
+        steps=None if snn is None else _read_steps(folder / "snn.csv", snn.steps),
+        layers=None if snn is None else _read_table(folder / "layers.csv", ("step", "layer", "neurons", *_COUNTS)),
+        published=published(chain.model, chain.k) if same_network and ann.data.stands_for_cifar10 else None,
+    )
+
+
+def summary_table(results: Sequence[ChainResult]) -> pd.DataFrame:
+    """One row per run, in the order given, with `SUMMARY_COLUMNS`; empty where there is nothing."""
+    table = pd.DataFrame([_summary_row(result) for result in results], columns=list(SUMMARY_COLUMNS))
+    # Int64 keeps whole numbers whole where a column has gaps; plain pandas would turn them into floats.
+    types = {name: "Int64" if name in _WHOLE_NUMBERS else "float64" for name in SUMMARY_COLUMNS}
+    return table.astype(types | dict.fromkeys(_NAMES, "str"))
+
+
+def training_table(results: Sequence[ChainResult]) -> pd.DataFrame:
+    """One row per run and epoch: profile, model, k, seed, phase, epoch (over both phases), then the measures."""
+    return _long_table([(result, result.training) for result in results], ("phase", "epoch", *_MEASURES))
+
+
+def steps_table(results: Sequence[ChainResult]) -> pd.DataFrame:
+    """One row per spiking run and step: profile, model, k, seed, step, accuracy and the cumulative counts per image."""
+    spiking = [(result, result.steps) for result in results if result.steps is not None]
+    return _long_table(spiking, ("step", "accuracy", *_COUNTS))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table as CSV, atomically and with the same line ends on every system."""
+    with files.atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _summary_row(result: ChainResult) -> dict[str, Any]:
+    chain, ann, snn, other = result.chain, result.ann, result.snn, result.published
+    row: dict[str, Any] = {
+        "profile": chain.profile,
+        "model": chain.model,
+        "k": str(chain.k),
+        "seed": chain.seed,
+        "images": ann.images,
+        "ann_accuracy": ann.accuracy,
+        "ann_macs": ann.macs,
+    }
+    if snn is not None:
+        row["snn_accuracy"] = snn.accuracy
+        row |= {name: value for name, value in snn if name in SUMMARY_COLUMNS}
+    if other is not None:
+        row["published_ann_accuracy"] = other.ann_accuracy
+        row["published_snn_accuracy"] = other.snn_accuracy
+        row["published_stable_step"] = other.stable_step
+        row["published_synops"] = other.synops
+    return row
+
+
+def _long_table(parts: list[tuple[ChainResult, pd.DataFrame]], columns: tuple[str, ...]) -> pd.DataFrame:
+    keys = ("profile", "model", "k", "seed")
+    labelled = [
+        table.assign(
+            profile=result.chain.profile, model=result.chain.model, k=str(result.chain.k), seed=result.chain.seed
+        )
+        for result, table in parts
+    ]
+    names = [*keys, *columns]
+    return pd.concat(labelled, ignore_index=True)[names] if labelled else pd.DataFrame(columns=names)
+
+
+_Kind = TypeVar("_Kind", bound=_Content)
+
+
+def _parse(path: Path, content: Any, kind: type[_Kind]) -> _Kind:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the file as a whole"
+        raise QuantspikeError(f"{path} is of another shape: {place}: {problem['msg']}; {_MENDING}") from error
+
+
+def _read_spiking(chain: Chain, name: str, flag: str, kind: type[_Kind]) -> _Kind | None:
+    """A file whose `flag` tells whether there was anything to do: for fp32 there is not."""
+    path = chain.metrics / name
+    content = files.read_json(path)
+    skipped = isinstance(content, dict) and content.get(flag) is False
+    if skipped is chain.quantized:
+        expected = "something else than" if chain.quantized else "only"
+        raise QuantspikeError(f'{path} must hold {expected} {{"{flag}": false}} for k = {chain.k}; {_MENDING}')
+    return _parse(path, content, kind) if chain.quantized else None
+
+
+def _read_training(folder: Path) -> pd.DataFrame:
+    """Both phases below each other; the epochs of the second count on from the first."""
+    phases: list[pd.DataFrame] = []
+    for phase in ("train", "finetune"):
+        path = folder / f"{phase}.csv"
+        table = _read_table(path, ("epoch", *_MEASURES), optional=("validation_accuracy",))
+        _check_counter(path, table["epoch"], len(table))
+        offset = len(phases[0]) if phases else 0
+        phases.append(table.assign(phase=phase, epoch=table["epoch"] + offset))
+    return pd.concat(phases, ignore_index=True)[["phase", "epoch", *_MEASURES]]
+
+
+def _read_steps(path: Path, steps: int) -> pd.DataFrame:
+    table = _read_table(path, ("step", "accuracy", *_COUNTS))
+    _check_counter(path, table["step"], steps)
+    return table
+
+
+def _check_counter(path: Path, counter: pd.Series[int], last: int) -> None:
+    if counter.tolist() != list(range(1, last + 1)):
+        raise QuantspikeError(f"{path}: {counter.name} must count from 1 to {last}, line by line; {_MENDING}")
+
+
+def _read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Reads a CSV file of numbers with exactly these columns; only the optional ones may be empty."""
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise QuantspikeError(f"{path} is not there: run the stage that writes it (dvc repro)") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise QuantspikeError(f"{path} is damaged: {error}; {_MENDING}") from error
+    if tuple(table.columns) != columns:
+        found = ",".join(str(name) for name in table.columns)
+        raise QuantspikeError(f"{path} has the columns {found}, expected {','.join(columns)}; {_MENDING}")
+    for name in columns:
+        whole = table[name].notna().all() or name in optional
+        if len(table) and not (whole and pd.api.types.is_numeric_dtype(table[name])):
+            raise QuantspikeError(f"{path}: {name} must be a number in every line; {_MENDING}")
+    return table

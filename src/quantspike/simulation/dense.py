@@ -1,0 +1,152 @@
+"""Whole batches in PyTorch: one convolution per layer and step, exact because every sum is a whole number
+that its format holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quantspike.integer import IntegerLayer, IntegerNetwork, check_membrane
+from quantspike.operations import fan_outs
+from quantspike.simulation.neuron import NeuronParameters, NeuronState, fire
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one step did, for the images that were still running, layer by layer.
+
+    Attributes:
+        positive, negative, synops: int64 [L, n].
+        at_rest: whether all neurons of a layer are at rest, bool [L, n].
+    """
+
+    positive: Tensor
+    negative: Tensor
+    synops: Tensor
+    at_rest: Tensor
+
+
+@dataclass(frozen=True)
+class _Layer:
+    weight: Tensor
+    stride: int
+    padding: int
+    neurons: NeuronParameters
+    fan_out: Tensor
+
+
+class DenseEngine:
+    """Runs batches of one network on one device; keeps nothing between batches."""
+
+    def __init__(self, network: IntegerNetwork, device: torch.device) -> None:
+        self._network = network
+        self._device = device
+        fans = fan_outs(network.architecture)
+        self._layers = [
+            _Layer(
+                layer.weight.to(device, _exact_format(layer)).contiguous(memory_format=torch.channels_last),
+                layer.shape.stride,
+                layer.shape.padding,
+                NeuronParameters(_per_channel(layer.threshold, device), _per_channel(layer.half_threshold, device)),
+                torch.from_numpy(fan).to(device),
+            )
+            for layer, fan in zip(network.layers, fans, strict=True)
+        ]
+
+    def start(self, input_current: Tensor, first: int = 0) -> Batch:
+        """A batch before its first step.
+
+        Args:
+            input_current: int64 [N, out, size, size] of the encoding layer.
+            first: number of the batch's first image in the whole set, for messages.
+
+        Raises:
+            QuantspikeError: a membrane would leave 31 bits.
+        """
+        n = len(input_current)
+        states = []
+        for layer in self._network.layers:
+            size = layer.shape.out_size
+            empty = torch.zeros(
+                (n, layer.shape.out_channels, size, size), dtype=torch.int32, device=self._device
+            ).contiguous(memory_format=torch.channels_last)
+            states.append(NeuronState(empty + _per_channel(layer.bias, self._device), empty))
+        # The only input that the encoding layer ever gets.
+        membrane = states[0].membrane + input_current.to(self._device)
+        check_membrane(membrane, 0, first)
+        states[0] = replace(states[0], membrane=membrane.int().contiguous(memory_format=torch.channels_last))
+        return Batch(self._layers, states, torch.arange(first, first + n, device=self._device))
+
+
+class Batch:
+    """The running images of a batch.
+
+    Attributes:
+        images: numbers of the images that still run, in the whole set, int64 [n].
+    """
+
+    def __init__(self, layers: list[_Layer], states: list[NeuronState], images: Tensor) -> None:
+        self._layers = layers
+        self._states = states
+        self.images = images
+
+    def step(self) -> StepCounts:
+        """Advances all running images by one step, in layer order, so that a spike crosses the network within it."""
+        counts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        spikes: Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            state = self._states[index]
+            if spikes is not None:
+                state = replace(state, membrane=state.membrane + _current(spikes, layer))
+                check_membrane(state.membrane, index, self.images)
+            spikes, self._states[index], at_rest = fire(layer.neurons, state)
+            by_place = spikes.abs().sum(dim=1, dtype=torch.int64)
+            total, net = by_place.sum(dim=(1, 2)), spikes.sum(dim=(1, 2, 3), dtype=torch.int64)
+            synops = (by_place * layer.fan_out).sum(dim=(1, 2))
+            counts.append(((total + net) // 2, (total - net) // 2, synops, at_rest.flatten(1).all(dim=1)))
+        return StepCounts(*(torch.stack(parts) for parts in zip(*counts, strict=True)))
+
+    def net_spikes(self, chosen: Tensor | None = None) -> list[Tensor]:
+        """Net counts of every layer, int32 [n, C, H, W], of all running images or of some of them."""
+        counts = [state.net_spikes for state in self._states]
+        return counts if chosen is None else [count[chosen] for count in counts]
+
+    def keep(self, chosen: Tensor) -> None:
+        """Drops the images that are not chosen (bool [n]): those at rest, in which nothing changes any more."""
+        self._states = [NeuronState(state.membrane[chosen], state.net_spikes[chosen]) for state in self._states]
+        self.images = self.images[chosen]
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Keeps GPUs from kernels that are not exact on whole numbers.
+
+    cuDNN may choose Winograd or FFT transforms and tf32, which round; torch's own kernels multiply and
+    add in the format they are given.
+    """
+    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=False), torch.inference_mode():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+
+
+def _current(spikes: Tensor, layer: _Layer) -> Tensor:
+    """Input of one step, int32, from spikes in {-1, 0, 1}."""
+    return functional.conv2d(spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding).int()
+
+
+def _exact_format(layer: IntegerLayer) -> torch.dtype:
+    """fp32 where it holds every partial sum of a step, whatever the order: S_o < 2^24."""
+    return torch.float32 if int(layer.absolute_sums.max()) < 2**24 else torch.float64
+
+
+def _per_channel(values: Tensor, device: torch.device) -> Tensor:
+    return values.to(device, torch.int32)[:, None, None]

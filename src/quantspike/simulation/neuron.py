@@ -1,0 +1,59 @@
+"""The neuron that may take a spike back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NeuronParameters:
+    """What does not change: int32, broadcastable to the layer's [N, C, H, W].
+
+    Attributes:
+        threshold: theta, even.
+        half_threshold: h = theta / 2.
+    """
+
+    threshold: Tensor
+    half_threshold: Tensor
+
+
+@dataclass(frozen=True)
+class NeuronState:
+    """What changes from step to step: int32 [N, C, H, W].
+
+    Attributes:
+        membrane: U, the bias and all input so far.
+        net_spikes: N, positive minus negative spikes so far.
+    """
+
+    membrane: Tensor
+    net_spikes: Tensor
+
+
+def fire(parameters: NeuronParameters, state: NeuronState) -> tuple[Tensor, NeuronState, Tensor]:
+    """One step of every neuron, after its input was added to the membrane.
+
+        d = max(0, U + h) - theta N
+        s = +1 if d >= theta;  -1 if d < 0;  0 otherwise          N <- N + s
+
+    A negative spike takes back one that was fired on partial evidence. A neuron is at rest if
+    0 <= d < theta holds for the new N: then N is what the integer network computes for this U.
+
+    Args:
+        parameters: theta and h.
+        state: U with this step's input, and N.
+
+    Returns:
+        The spikes, int8 in {-1, 0, 1}; the new state, whose membrane is the one given; and whether each
+        neuron is at rest now, bool.
+    """
+    excess = (state.membrane + parameters.half_threshold).clamp_(min=0)
+    excess -= parameters.threshold * state.net_spikes
+    spikes = (excess >= parameters.threshold).to(torch.int8) - (excess < 0).to(torch.int8)
+    excess -= parameters.threshold * spikes
+    at_rest = (excess >= 0) & (excess < parameters.threshold)
+    return spikes, NeuronState(state.membrane, state.net_spikes + spikes), at_rest

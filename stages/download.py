@@ -1,0 +1,24 @@
+"""Gets the images of a profile, verifies them and writes them as one uniform file.
+
+reads:   profiles.<profile>.data in params.yaml; the source that data.source names
+writes:  data/<profile>/images.safetensors (uint8 images, labels, class names, fingerprint of the source)
+"""
+
+from pathlib import Path
+
+from quantspike import cli
+from quantspike.augmentation import check_crop
+from quantspike.data import load_source, save_dataset
+from quantspike.params import Params
+from quantspike.paths import dataset_file
+
+
+def main(params: Params, root: Path, profile: str) -> None:
+    dataset = load_source(params.profiles[profile].data.source, downloads=root / "data" / "downloads")
+    check_crop(dataset.image_size, params.profiles[profile].data.crop)
+    save_dataset(dataset, dataset_file(profile, root))
+    print(f"{profile}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images, verified")
+
+
+if __name__ == "__main__":
+    cli.stage(main, __doc__, "profile")

@@ -1,0 +1,31 @@
+"""Measures the trained network, not as spikes, on the test images.
+
+reads:   data/<profile>/images.safetensors, data/<profile>/<model>-<k>-<seed>/finetune.safetensors;
+         data and width of the profile in params.yaml
+writes:  metrics/<profile>/<model>-<k>-<seed>/ann.json (accuracy, cost, which images)
+         data/<profile>/<model>-<k>-<seed>/evaluate.safetensors (class scores of every test image)
+"""
+
+from quantspike import cli
+from quantspike.checkpoints import load_checkpoint
+from quantspike.data import load_dataset
+from quantspike.devices import resolve_device
+from quantspike.evaluation import evaluate, save_scores
+from quantspike.files import write_json
+from quantspike.params import Params
+from quantspike.paths import Chain
+
+
+def main(params: Params, chain: Chain) -> None:
+    device = resolve_device(params.device)
+    dataset = load_dataset(chain.dataset)
+    architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
+    network = load_checkpoint(chain.data / "finetune.safetensors", architecture, chain.k).network.to(device)
+    scores, report = evaluate(network, dataset)
+    save_scores(chain.data / "evaluate.safetensors", scores)
+    write_json(chain.metrics / "ann.json", report)
+    print(f"{chain.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly")
+
+
+if __name__ == "__main__":
+    cli.chain_stage(main, __doc__)

@@ -1,0 +1,28 @@
+"""Puts all results of the grid into the summary tables and brings MLflow in line with them.
+
+Chains that have not been run yet are named and left out. The files are the truth: a lost MLflow database is
+rebuilt by running this script again. QUANTSPIKE_TRACKING=off leaves MLflow alone; MLFLOW_TRACKING_URI names
+another store than mlflow.db.
+
+reads:   metrics/<profile>/<model>-<k>-<seed>/ and plots/<profile>/<model>/ of the whole grid
+writes:  metrics/summary.csv, metrics/summary.json, metrics/summary.md; runs in MLflow
+"""
+
+from pathlib import Path
+
+from quantspike import cli
+from quantspike.params import Params
+from quantspike.paths import chains
+from quantspike.publishing import publish_results
+from quantspike.results import read_finished
+from quantspike.summary import write_summary
+
+
+def main(params: Params, root: Path) -> None:
+    results = read_finished(chains(params, root), params)
+    write_summary(results, root / "metrics")
+    publish_results(results, params, root)
+
+
+if __name__ == "__main__":
+    cli.stage(main, __doc__)

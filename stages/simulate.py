@@ -1,0 +1,43 @@
+"""Runs the integer network as spikes on the test images, step by step, and proves the result.
+
+Full precision has no spikes: for fp32 the files are written without rows.
+
+reads:   data/<profile>/<model>-<k>-<seed>/integer/network.safetensors, .../evaluate.safetensors,
+         data/<profile>/images.safetensors; simulate of the profile in params.yaml
+writes:  in metrics/<profile>/<model>-<k>-<seed>/: snn.csv, layers.csv (measures by step, and by layer),
+         snn.json (totals), certificate.json (equality with the integer network), logs/k<k>/*.txt
+"""
+
+import torch
+
+from quantspike import cli
+from quantspike.data import load_dataset
+from quantspike.devices import resolve_device
+from quantspike.evaluation import load_scores
+from quantspike.integer import load_integer_network
+from quantspike.params import Params
+from quantspike.paths import Chain
+from quantspike.simulation import simulate
+from quantspike.simulation.measures import check_proved, describe, write_logs, write_measures, write_no_measures
+
+
+def main(params: Params, chain: Chain) -> None:
+    logs = chain.metrics / "logs" / f"k{chain.k}"
+    logs.mkdir(parents=True, exist_ok=True)
+    if not chain.quantized:
+        write_no_measures(chain.metrics)
+        print(f"{chain.key}: full precision has no spikes to simulate")
+        return
+    settings, device = params.profiles[chain.profile].simulate, resolve_device(params.device)
+    network = load_integer_network(chain.integer_network)
+    dataset = load_dataset(chain.dataset)
+    ann_predictions = load_scores(chain.data / "evaluate.safetensors").argmax(1).numpy()
+    trace = simulate(network, torch.from_numpy(dataset.test_images), settings, device)
+    write_measures(chain.metrics, trace, network.architecture, dataset.test_labels, ann_predictions, settings)
+    write_logs(logs, trace, dataset.test_labels, settings.log_batch)
+    check_proved(trace)
+    print(f"{chain.key}: {describe(trace)}")
+
+
+if __name__ == "__main__":
+    cli.chain_stage(main, __doc__)

@@ -1,0 +1,89 @@
+"""The published figures, and when they may stand beside the project's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from make_results import CIFAR10, make_params
+from quantspike.params import Precision
+from quantspike.published import (
+    LAYERS,
+    PUBLISHED,
+    departures,
+    is_published_data,
+    is_published_network,
+    published,
+)
+
+PAPER = {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200}
+
+
+def test_a_published_row_is_read_with_all_its_figures() -> None:
+    row = published("cnn1", 1)
+    assert row is not None
+    assert (row.ann_accuracy, row.snn_accuracy, row.stable_step, row.synops) == (0.9277, 0.9277, 57, 414151035)
+    assert (row.positive_spikes, row.negative_spikes) == (269847, 92767)
+
+
+def test_what_was_not_published_is_none() -> None:
+    spiking, full = published("cnn2", 0), published("cnn2", "fp32")
+    assert spiking is not None
+    assert full is not None
+    assert spiking.ann_accuracy is None
+    assert (full.ann_accuracy, full.snn_accuracy, full.stable_step, full.synops) == (0.932, None, None, None)
+
+
+def test_both_networks_are_there_with_four_precisions_each() -> None:
+    precisions: list[Precision] = ["fp32", 0, 1, 2]
+    assert set(PUBLISHED) == {(model, k) for model in ("cnn1", "cnn2") for k in precisions}
+    assert published("cnn1", 3) is None
+    assert published("other", 1) is None
+
+
+@pytest.mark.parametrize(("model", "neurons", "weights"), [("cnn1", 336_128, 7_852_576), ("cnn2", 411_648, 18_522_496)])
+def test_the_layer_strings_are_those_of_the_published_networks(model: str, neurons: int, weights: int) -> None:
+    architecture = make_params().architecture("paper", model)
+    inputs = [3, *(layer.out_channels for layer in architecture.layers[:-1])]
+    kernels = sum(
+        i * layer.out_channels * layer.kernel**2 for i, layer in zip(inputs, architecture.layers, strict=True)
+    )
+    assert architecture.neurons == neurons
+    # The classifier has one weight per class and channel of the last layer.
+    assert kernels + 10 * architecture.layers[-1].out_channels == weights
+
+
+def test_the_published_network_is_told_by_layers_width_and_crop() -> None:
+    assert is_published_network(make_params(), "paper", "cnn1")
+    assert not is_published_network(make_params(width=0.5), "paper", "cnn1")
+    assert not is_published_network(make_params(data={"source": "cifar10", "crop": 32}), "paper", "cnn1")
+
+
+def test_another_network_under_a_published_name_is_not_compared() -> None:
+    params = make_params()
+    swapped = dict.fromkeys(LAYERS, params.models["cnn2"])
+    assert not is_published_network(params.model_copy(update={"models": swapped}), "paper", "cnn1")
+
+
+def test_the_data_must_be_all_of_cifar10() -> None:
+    assert is_published_data("cifar10", CIFAR10, 50_000, 10_000)
+    assert is_published_data("images", CIFAR10[::-1], 50_000, 10_000)
+    assert not is_published_data("images", CIFAR10, 50_000, 9_999)
+    assert not is_published_data("images", [*CIFAR10[:9], "lorry"], 50_000, 10_000)
+    assert not is_published_data("digits", CIFAR10, 50_000, 10_000)
+
+
+def test_the_published_protocol_has_no_departures() -> None:
+    assert departures(make_params().profiles["paper"]) == []
+
+
+def test_every_departure_from_the_protocol_is_named_with_both_values() -> None:
+    train = PAPER | {"epochs": 2, "validation": 5000, "flip": False}
+    params = make_params(train=train, finetune={"epochs": 1, "learning_rate": 5e-5}, steps=80)
+    assert departures(params.profiles["paper"]) == [
+        "train.epochs 2 (100)",
+        "train.validation 5000 (0)",
+        "train.flip false (true)",
+        "finetune.epochs 1 (100)",
+        "finetune.learning_rate 5e-05 (0.0001)",
+        "simulate.steps 80 (100)",
+    ]
