@@ -24,7 +24,9 @@ def main(params: Params, chain: Chain) -> None:
     scores, report = evaluate(network, dataset)
     save_scores(chain.data / "evaluate.safetensors", scores)
     write_json(chain.metrics / "ann.json", report)
-    print(f"{chain.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly")
+    print(
+        f"{chain.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly"
+    )
 
 
 if __name__ == "__main__":

@@ -187,7 +187,8 @@ def server(official: Official) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path not in ("/whole", "/cut", "/silent"):
-                return self.send_error(404)
+                self.send_error(404)
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(len(official.archive)))
             self.end_headers()

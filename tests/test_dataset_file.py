@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,21 @@ def test_a_saved_data_set_comes_back_as_it_was(dataset: Dataset, tmp_path: Path)
         assert (before == after).all()
     assert (loaded.class_names, loaded.fingerprint) == (dataset.class_names, dataset.fingerprint)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "images.safetensors"
+    path.write_bytes(b"before")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write beyond the limit fails like a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(QuantspikeError, match=r"images\.safetensors could not be written: .*"):
+            save_dataset(dataset, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
 
 def test_the_same_data_set_gives_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_a_dot_marks_the_stable_step(results: list[ChainResult]) -> None:
     axes = accuracy_speed(results).axes[0]
     dots = {line.get_xdata()[0]: line.get_ydata()[0] for line in lines_of(axes, marker="o")}
     assert dots == {29: 100 * 0.9264, 62: 100 * 0.9286, 95: 100 * 0.9308}
+
+
+def test_of_several_seeds_the_dot_waits_for_the_last_to_be_stable(tmp_path: Path) -> None:
+    params = make_params(k=(0,), seed=(0, 1))
+    grid = chains(params, tmp_path)
+    for chain in grid:
+        make_chain(chain)
+    path = grid[1].metrics / "snn.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stable_step": 40}))
+    (dot,) = lines_of(accuracy_speed(read_all(grid, params)).axes[0], marker="o")
+    assert dot.get_xdata()[0] == 40
 
 
 def test_one_seed_has_no_band_and_no_word_about_it(results: list[ChainResult]) -> None:
@@ -220,8 +232,8 @@ def texts_of(figure: Figure) -> Iterator[Text]:
         yield from (child for child in axes.get_children() if isinstance(child, Text))
         for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             yield axis.label
-            labels = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-            yield from (label for place, label in labels if low <= place <= high and label.get_visible())
+            shown = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            yield from (tick.label1 for tick in shown if tick.label1.get_visible())
 
 
 @pytest.mark.parametrize("draw", [accuracy_speed, sparsity])

@@ -160,10 +160,20 @@ def test_a_precision_that_was_not_published_gets_no_published_row(tmp_path: Path
     assert read_all(make_grid(tmp_path, params), params)[0].published is None
 
 
-def test_unfinished_chains_are_left_out(grid: list[Chain], params: Params) -> None:
+def test_unfinished_chains_are_named_and_left_out(
+    grid: list[Chain], params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
     (grid[1].metrics / "snn.json").unlink()
     assert missing_files(grid[1]) == [grid[1].metrics / "snn.json"]
     assert [result.chain.k for result in read_finished(grid, params)] == ["fp32", 1, 2]
+    assert capsys.readouterr().err == "warning: not finished, so left out: paper-cnn1-0-0; dvc repro runs them\n"
+
+
+def test_a_finished_grid_gives_no_warning(
+    grid: list[Chain], params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(read_finished(grid, params)) == 4
+    assert capsys.readouterr().err == ""
 
 
 def test_a_chain_that_was_never_run_lacks_every_file(tmp_path: Path) -> None:

@@ -88,11 +88,22 @@ def test_the_markdown_table_has_units_and_a_row_per_run(results: list[ChainResul
         "settled (step)": "56",
         "not settled (images)": "0",
         "proved equal (images)": "10,000",
-        "positive spikes (thousand)": "160.0",
-        "negative spikes (thousand)": "41.0",
+        "positive spikes (thousand)": "160.00",
+        "negative spikes (thousand)": "41.00",
         "SOPs (million)": "270.00",
         "ANN's MACs (million)": "399.19",
     }
+
+
+def test_counts_of_a_small_network_keep_their_digits(tmp_path: Path) -> None:
+    params = make_params(k=(0,))
+    grid = chains(params, tmp_path)
+    make_chain(grid[0], steps=100)
+    path = grid[0].metrics / "snn.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"synops": 176_880.9, "positive_spikes": 950.25}))
+    row = cells(markdown(read_all(grid, params)), "| cnn1 | 0 |")
+    # 950.25 spikes are 0.95025 thousand, 176,880.9 SOPs 0.1768809 million.
+    assert (row[12], row[14]) == ("0.9503", "0.1769")
 
 
 def test_the_comparison_shows_signed_differences(results: list[ChainResult]) -> None:

@@ -170,6 +170,19 @@ def test_a_new_description_name_or_tag_is_no_new_result(uri: str, run: TrackedRu
     assert publish([renamed], uri=uri) == PublishReport(unchanged=1)
 
 
+def test_a_new_figure_is_renewed_in_the_same_run(uri: str, run: TrackedRun, tmp_path: Path) -> None:
+    figure = tmp_path / "sops.png"
+    figure.write_bytes(b"k = 0 and 1")
+    run = replace(run, figures=[(figure, "figures")])
+    publish([run], uri=uri)
+    figure.write_bytes(b"k = 0, 1 and 3")
+    assert publish([run], uri=uri) == PublishReport(updated=1)
+    assert publish([run], uri=uri) == PublishReport(unchanged=1)
+    (found,) = stored(uri)
+    copy = tmp_path / "mlartifacts" / found.info.run_id / "artifacts" / "figures" / "sops.png"
+    assert copy.read_bytes() == b"k = 0, 1 and 3"
+
+
 def test_the_commit_of_the_first_publication_is_kept(uri: str, run: TrackedRun) -> None:
     commit = "mlflow.source.git.commit"
     publish([replace(run, tags={commit: "aaaa"})], uri=uri)
@@ -183,9 +196,10 @@ def test_a_run_left_half_written_is_made_again(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(tracking, "_log_metrics", killed)
-        publish([run], uri=uri)
+        with pytest.raises(KeyboardInterrupt):
+            publish([run], uri=uri)
     assert [found.info.status for found in stored(uri)] == ["RUNNING"]
     assert publish([run], uri=uri) == PublishReport(created=1)
     assert [found.info.status for found in stored(uri)] == ["FINISHED"]
@@ -272,7 +286,7 @@ def test_without_mlflow_the_message_says_how_to_get_it(
     uri: str, run: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.exceptions", None)
-    with pytest.raises(TrackingError, match="MLflow is not installed .*: pip install mlflow$"):
+    with pytest.raises(TrackingError, match=r"MLflow is not installed .*: pip install mlflow$"):
         publish([run], uri=uri)
 
 
@@ -297,9 +311,7 @@ def test_the_store_lies_in_the_project_unless_the_user_names_one(
 
 
 @pytest.mark.parametrize(("value", "expected"), [("off", False), ("0", False), ("False", False), ("on", True)])
-def test_tracking_is_turned_off_by_the_environment(
-    value: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tracking_is_turned_off_by_the_environment(value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert enabled()
     monkeypatch.setenv("QUANTSPIKE_TRACKING", value)
     assert enabled() is expected

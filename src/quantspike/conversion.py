@@ -87,7 +87,7 @@ def thresholds(largest: Floats, limit: int, layer: int = 0) -> Floats:
     """
     with np.errstate(divide="ignore", over="ignore"):
         guess = np.minimum(np.floor((limit + 0.5) / largest), LARGEST_THRESHOLD)
-    theta = guess - guess % 2 + 2
+    theta: Floats = guess - guess % 2 + 2
     # The quotient is rounded, so the guess can be one step off either way: begin above, come down.
     while (too_large := (theta > LARGEST_THRESHOLD) | (np.rint(theta * largest) > limit)).any():
         theta[too_large] -= 2

@@ -163,7 +163,10 @@ def save_dataset(dataset: Dataset, path: Path) -> None:
     # Contiguous, since safetensors writes other arrays in the wrong order.
     tensors = {name: np.ascontiguousarray(getattr(dataset, name)) for name in _TENSORS}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def load_dataset(path: Path) -> Dataset:

@@ -190,7 +190,8 @@ def _draw_accuracy(axes: Axes, k: Precision, group: Sequence[ChainResult]) -> No
     if k == "fp32":
         spread = 100 * _spread([result.ann.accuracy for result in group])
         axes.axhline(ann, color=color, linestyle="--", linewidth=1.8)
-        axes.axhspan(ann - spread, ann + spread, color=color, alpha=0.12 if spread else 0, linewidth=0)
+        if spread:
+            axes.axhspan(ann - spread, ann + spread, color=color, alpha=0.12, linewidth=0)
         return
     axes.axhline(ann, color=color, linestyle=":", linewidth=1.3)
     steps = pd.concat([result.steps for result in group if result.steps is not None])
@@ -199,9 +200,10 @@ def _draw_accuracy(axes: Axes, k: Precision, group: Sequence[ChainResult]) -> No
     if len(group) > 1:
         low, high = curve["mean"] - curve["std"], curve["mean"] + curve["std"]
         axes.fill_between(curve.index, low, high, color=color, alpha=0.2, linewidth=0)
-    stable = mean(_snn(result).stable_step for result in group)
+    # The mean over seeds is stable once the last of them is.
+    stable = max(_snn(result).stable_step for result in group)
     final = 100 * mean(_snn(result).accuracy for result in group)
-    # Not clipped, since a network may become stable at the very last step, on the edge.
+    # Not clipped, since that may be the very last step, on the edge.
     axes.plot(stable, final, "o", color=color, markeredgecolor="white", markersize=9, clip_on=False, zorder=4)
 
 

@@ -42,7 +42,5 @@ def macs(architecture: Architecture) -> int:
 
     As published: positions in the padding and the classifier are counted, the encoding layer is not.
     """
-    convolutions = sum(
-        layer.neurons * layer.in_channels * layer.kernel**2 for layer in architecture.layers[1:]
-    )
+    convolutions = sum(layer.neurons * layer.in_channels * layer.kernel**2 for layer in architecture.layers[1:])
     return convolutions + architecture.layers[-1].neurons * architecture.classes

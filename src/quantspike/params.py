@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -208,9 +208,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise QuantspikeError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise QuantspikeError(
-            f"{path} must hold the sections run, models and profiles, found {type(content).__name__}"
-        )
+        raise QuantspikeError(f"{path} must hold the sections run, models and profiles, found {type(content).__name__}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -221,7 +219,7 @@ def _describe(error: ValidationError) -> str:
     """Every complaint on a line of its own: place, what is allowed, what was found."""
     lines = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or "the file as a whole"
+        place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: this key is unknown{_suggestion(problem['loc'])}")
         elif problem["type"] == "missing":
@@ -229,25 +227,19 @@ def _describe(error: ValidationError) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
-            lines.append(f"{place}: {message}{found}")
+            lines.append(
+                f"{place}: {message}{found}" if place else message
+            )  # checks of the whole file name their place
     count = "a value that is not allowed" if len(lines) == 1 else f"{len(lines)} values that are not allowed"
     return f"{count}:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-_SECTIONS: dict[str, type[Section]] = {
-    "run": Run,
-    "data": Data,
-    "train": Train,
-    "finetune": Finetune,
-    "convert": Convert,
-    "simulate": Simulate,
-}
-
-
 def _suggestion(place: tuple[int | str, ...]) -> str:
-    """The keys that stand beside an unknown one, where its section is known."""
-    parents = [part for part in place[:-1] if isinstance(part, str)]
-    section: type[Section] | None = Params if not parents else _SECTIONS.get(parents[-1])
-    if section is None and parents:
-        section = {"profiles": Profile, "models": Model}.get(parents[0])
-    return f"; allowed are {', '.join(section.model_fields)}" if section else ""
+    """The keys that may stand where an unknown one was found."""
+    section: type[BaseModel] = Params
+    for part in place[:-1]:
+        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        inner = [found for found in (annotation, *get_args(annotation)) if isinstance(found, type)]
+        # A name of the user's own, such as that of a profile, stands between the mapping and what it holds.
+        section = next((found for found in inner if issubclass(found, BaseModel)), section)
+    return f"; allowed are {', '.join(section.model_fields)}"

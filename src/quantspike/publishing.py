@@ -13,7 +13,7 @@ import pandas as pd
 from quantspike import tracking
 from quantspike.palette import color_of
 from quantspike.params import Params
-from quantspike.paths import Chain
+from quantspike.paths import Chain, plots_folder
 from quantspike.results import FILES, ChainResult
 from quantspike.tracking import TrackedRun
 
@@ -66,6 +66,9 @@ def _tracked_run(result: ChainResult, params: Params, commit: str | None) -> Tra
         finals=_finals(result),
         artifacts=[(chain.metrics / name, "metrics") for name in FILES],
         seconds=float(result.training["seconds"].sum()),
+        figures=[
+            (path, "figures") for path in sorted(plots_folder(chain.profile, chain.model, chain.root).glob("*.png"))
+        ],
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -185,13 +186,17 @@ def missing_files(chain: Chain) -> list[Path]:
     return [chain.metrics / name for name in FILES if not (chain.metrics / name).is_file()]
 
 
-def read_finished(chains: Iterable[Chain], params: Params) -> list[ChainResult]:
-    """Results of those chains that are finished, in the order given; the others are left out.
+def read_finished(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
+    """Results of those chains that are finished, in the order given; the others are named on stderr and left out.
 
     Raises:
         QuantspikeError: a result file is damaged, or holds something else than it should.
     """
-    return [read_chain(chain, params) for chain in chains if not missing_files(chain)]
+    unfinished = [chain for chain in chains if missing_files(chain)]
+    if unfinished:
+        names = ", ".join(chain.key for chain in unfinished)
+        print(f"warning: not finished, so left out: {names}; dvc repro runs them", file=sys.stderr)
+    return [read_chain(chain, params) for chain in chains if chain not in unfinished]
 
 
 def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:

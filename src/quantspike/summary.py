@@ -127,8 +127,20 @@ def _percent(name: str) -> Callable[[Row], str]:
     return lambda row: NOTHING if row[name] is None else f"{100 * row[name]:.2f}"
 
 
-def _number(name: str, unit: float = 1.0, digits: int = 0) -> Callable[[Row], str]:
-    return lambda row: NOTHING if row[name] is None else f"{row[name] / unit:,.{digits}f}"
+def _number(name: str) -> Callable[[Row], str]:
+    return lambda row: NOTHING if row[name] is None else f"{row[name]:,.0f}"
+
+
+def _in_units(name: str, unit: float) -> Callable[[Row], str]:
+    """In thousands or millions; of a small network, which has less than one of them, with more digits."""
+
+    def cell(row: Row) -> str:
+        if row[name] is None:
+            return NOTHING
+        value = row[name] / unit
+        return f"{value:,.2f}" if value >= 1 else f"{value:.4f}"
+
+    return cell
 
 
 def _beside(name: str, other: str, unit: float = 1.0, digits: int = 0) -> Callable[[Row], str]:
@@ -159,10 +171,10 @@ _RESULTS: tuple[Column, ...] = (
     ("settled (step)", _number("settled_step")),
     ("not settled (images)", _number("unsettled")),
     ("proved equal (images)", _number("equal")),
-    ("positive spikes (thousand)", _number("positive_spikes", 1e3, 1)),
-    ("negative spikes (thousand)", _number("negative_spikes", 1e3, 1)),
-    ("SOPs (million)", _number("synops", 1e6, 2)),
-    ("ANN's MACs (million)", _number("ann_macs", 1e6, 2)),
+    ("positive spikes (thousand)", _in_units("positive_spikes", 1e3)),
+    ("negative spikes (thousand)", _in_units("negative_spikes", 1e3)),
+    ("SOPs (million)", _in_units("synops", 1e6)),
+    ("ANN's MACs (million)", _in_units("ann_macs", 1e6)),
 )
 
 _COMPARISON: tuple[Column, ...] = (
@@ -176,8 +188,8 @@ _COMPARISON: tuple[Column, ...] = (
     ("stable (step)", _number("stable_step")),
     ("published (step)", _number("published_stable_step")),
     ("difference (steps)", _beside("stable_step", "published_stable_step")),
-    ("SOPs (million)", _number("synops", 1e6, 2)),
-    ("published (million)", _number("published_synops", 1e6, 2)),
+    ("SOPs (million)", _in_units("synops", 1e6)),
+    ("published (million)", _in_units("published_synops", 1e6)),
     ("difference (million)", _beside("synops", "published_synops", 1e6, 2)),
 )
 
@@ -191,7 +203,7 @@ _CONSOLE: tuple[Column, ...] = (
     ("stable", _number("stable_step")),
     ("settled", _number("settled_step")),
     ("spikes", lambda row: NOTHING if (spikes := _spikes(row)) is None else f"{spikes:,.0f}"),
-    ("SOPs (M)", _number("synops", 1e6, 2)),
+    ("SOPs (M)", _in_units("synops", 1e6)),
     ("publ. SNN %", _percent("published_snn_accuracy")),
 )
 

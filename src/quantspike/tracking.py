@@ -28,6 +28,7 @@ CHAIN = "quantspike.chain"
 FINGERPRINT = "quantspike.fingerprint"
 COMPLETE = "quantspike.complete"
 SUPERSEDED = "quantspike.superseded"
+FIGURES = "quantspike.figures"
 
 _SUPERSEDED_COLOR = "#cccccc"
 _SUPERSEDED_SUFFIX = " (superseded)"
@@ -68,6 +69,8 @@ class TrackedRun:
         finals: by metric name, single values.
         artifacts: pairs of a file and the folder it goes to within the run.
         seconds: how long the run took.
+        figures: files like the artifacts that show other runs too, such as one picture of all k. They are
+            renewed in place when they change, since a new k beside it makes no other run of this one.
     """
 
     name: str
@@ -79,19 +82,25 @@ class TrackedRun:
     finals: Mapping[str, float]
     artifacts: Sequence[tuple[Path, str]]
     seconds: float = 0.0
+    figures: Sequence[tuple[Path, str]] = ()
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that MLflow cannot change afterwards: params, metrics and artifacts."""
-        files = [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in self.artifacts]
+        files = _digests(self.artifacts)
         params = {name: str(value) for name, value in self.params.items()}
         content = [params, {name: list(points) for name, points in self.curves.items()}, dict(self.finals), files]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def figures_fingerprint(self) -> str:
+        """SHA-256 of the figures."""
+        return hashlib.sha256(json.dumps(_digests(self.figures)).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class PublishReport:
-    """How many runs were made, refreshed in name, tags or description, left alone, and marked as superseded."""
+    """How many runs were made, refreshed in name, tags, description or figures, left alone, and marked as superseded."""
 
     created: int = 0
     updated: int = 0
@@ -188,7 +197,7 @@ def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint:
     for first in range(0, len(params), _PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[first : first + _PARAMS_A_BATCH])
     _log_metrics(client, run_id, start, run)
-    for path, folder in run.artifacts:
+    for path, folder in [*run.artifacts, *run.figures]:
         client.log_artifact(run_id, str(path), folder or None)
     client.set_terminated(run_id, status="FINISHED", end_time=end)
     client.set_tag(run_id, COMPLETE, "true")
@@ -207,19 +216,28 @@ def _log_metrics(client: MlflowClient, run_id: str, start: int, run: TrackedRun)
 
 
 def _refresh(client: MlflowClient, found: Run, run: TrackedRun) -> bool:
-    """Renews name, tags and description of a run that is there already; returns whether anything differed."""
+    """Renews name, tags, description and figures of a run that is there already; returns whether anything differed."""
     # The commit stays the one at which these results were published first.
     wanted = {**_changeable_tags(run), **{name: found.data.tags[name] for name in _KEPT if name in found.data.tags}}
     changed = {name: value for name, value in wanted.items() if found.data.tags.get(name) != value}
     renamed = found.info.run_name != run.name
     if renamed:
         client.update_run(found.info.run_id, name=run.name)
+    if FIGURES in changed:
+        for path, folder in run.figures:
+            client.log_artifact(found.info.run_id, str(path), folder or None)
+    # The tag comes after the files it speaks of, so that a kill in between is made good the next time.
     _set_tags(client, found, changed)
     return renamed or bool(changed)
 
 
 def _changeable_tags(run: TrackedRun) -> dict[str, str]:
-    return {**run.tags, "mlflow.note.content": run.description, SUPERSEDED: "false"}
+    figures = {FIGURES: run.figures_fingerprint} if run.figures else {}
+    return {**run.tags, **figures, "mlflow.note.content": run.description, SUPERSEDED: "false"}
+
+
+def _digests(files: Sequence[tuple[Path, str]]) -> list[tuple[str, str, str]]:
+    return [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in files]
 
 
 def _supersede(client: MlflowClient, found: Run) -> None:

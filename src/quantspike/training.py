@@ -179,7 +179,10 @@ def predict(network: QuantizedCNN, images: Tensor, crop: int) -> Tensor:
     network.eval()
     try:
         with torch.inference_mode():
-            batches = [network(_channels_last(augmentation.test_images(part, crop))) for part in images.split(_TEST_BATCH)]
+            batches = [
+                network(_channels_last(augmentation.test_images(part, crop)))
+                for part in torch.split(images, _TEST_BATCH)
+            ]
             return torch.cat(batches)
     finally:
         network.train(was_training)
@@ -228,13 +231,11 @@ def _batches(training: Split, schedule: Schedule, epoch: int) -> Iterator[tuple[
     device = training.labels.device
     generator = epoch_generator(schedule.seed, schedule.phase, epoch, device)
     order = torch.randperm(len(training), generator=generator, device=device)
-    for chosen in order.split(schedule.batch_size):
+    for chosen in torch.split(order, schedule.batch_size):
         if len(chosen) == 1:
             return  # one image alone has no variance for batch normalization to work with
         images = training.images[chosen]
-        draws = augmentation.draw(
-            len(chosen), images.shape[2], schedule.crop, flip=schedule.flip, generator=generator
-        )
+        draws = augmentation.draw(len(chosen), images.shape[2], schedule.crop, flip=schedule.flip, generator=generator)
         yield _channels_last(augmentation.augment(images, draws, schedule.crop)), training.labels[chosen]
 
 

@@ -140,7 +140,9 @@ def exact_convolutions() -> Iterator[None]:
 
 def _current(spikes: Tensor, layer: _Layer) -> Tensor:
     """Input of one step, int32, from spikes in {-1, 0, 1}."""
-    return functional.conv2d(spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding).int()
+    return functional.conv2d(
+        spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding
+    ).int()
 
 
 def _exact_format(layer: IntegerLayer) -> torch.dtype:

@@ -13,9 +13,7 @@ from quantspike.simulation.dense import Batch, DenseEngine, StepCounts, exact_co
 from quantspike.simulation.trace import Mismatch, Trace, concatenate
 
 
-def simulate(
-    network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device
-) -> Trace:
+def simulate(network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device) -> Trace:
     """Simulates images for T steps and runs those that are not at rest on, up to the settling limit.
 
     An image at rest is dropped, since nothing changes in it any more; the trace is the one that all the
@@ -36,7 +34,9 @@ def simulate(
         engine = DenseEngine(network, device)
         traces = []
         first = 0
-        for part in tqdm(images.split(settings.batch_size), desc="simulate", unit="batch", leave=False, disable=None):
+        for part in tqdm(
+            torch.split(images, settings.batch_size), desc="simulate", unit="batch", leave=False, disable=None
+        ):
             traces.append(_simulate_batch(engine, network, part, settings, first))
             first += len(part)
         return concatenate(traces)
@@ -108,17 +108,22 @@ class _Record:
         last = int(self._settled_step.max()) if (self._settled_step > 0).all() else self._steps
         self._predictions[last:] = self._final
         self._layer_settled[last:] = len(self._settled_step)
-        by_image, by_layer = self._by_image.cumsum(axis=1), self._by_layer.cumsum(axis=1)
+        positive, negative, synops = self._by_image.cumsum(axis=1)
+        layer_positive, layer_negative, layer_synops = self._by_layer.cumsum(axis=1)
         return Trace(
-            self._predictions,
-            *by_image,
-            *by_layer,
-            self._layer_settled,
-            self._settled_step,
-            self._final,
-            integer_predictions.numpy(),
-            self._mismatching,
-            self._mismatch,
+            predictions=self._predictions,
+            positive_spikes=positive,
+            negative_spikes=negative,
+            synops=synops,
+            layer_positive=layer_positive,
+            layer_negative=layer_negative,
+            layer_synops=layer_synops,
+            layer_settled=self._layer_settled,
+            settled_step=self._settled_step,
+            final_predictions=self._final,
+            integer_predictions=integer_predictions.numpy(),
+            mismatching_images=self._mismatching,
+            first_mismatch=self._mismatch,
         )
 
     def _note(self, image: int, layer: int, place: list[int], spiking: int, integer: int) -> None:

@@ -1,0 +1,81 @@
+"""What several tests share: a tiny data set, a tiny params file, and one thread for all."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: one thread gives the same sums everywhere, here and in the stages that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from quantspike.class_folders import Labelled
+from quantspike.data import Dataset, build_dataset
+
+PARAMS: dict[str, Any] = {
+    "run": {"profile": ["tiny"], "model": ["small"], "k": ["fp32", 1], "seed": [0]},
+    "models": {"small": {"layers": "8C3-P2-16C3-P2-16"}},
+    "profiles": {
+        "tiny": {
+            "data": {"source": "digits", "crop": 8},
+            "width": 0.5,
+            "train": {"epochs": 1, "learning_rate": 0.003, "batch_size": 50, "validation": 100, "flip": False},
+            "finetune": {"epochs": 1, "learning_rate": 0.0003},
+            "convert": {"weight_bits": 12},
+            "simulate": {"steps": 20, "settle_limit": 200, "batch_size": 100, "log_batch": 100},
+        }
+    },
+    "device": "cpu",
+}
+"""A grid of two chains that train in about a second."""
+
+Edit = Callable[..., Path]
+
+
+@pytest.fixture
+def params_content() -> dict[str, Any]:
+    """The content of a small params file, free to be changed."""
+    return copy.deepcopy(PARAMS)
+
+
+@pytest.fixture
+def write_params(tmp_path: Path, params_content: dict[str, Any]) -> Edit:
+    """Writes the small params file with changes: `write_params({"run.k": [1], "device": None})`; None removes a key."""
+
+    def write(changes: dict[str, Any] | None = None) -> Path:
+        for place, value in (changes or {}).items():
+            *sections, name = place.split(".")
+            section = params_content
+            for part in sections:
+                section = section[part]
+            if value is None:
+                del section[name]
+            else:
+                section[name] = value
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(params_content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def labelled(n: int, seed: int, channels: int = 1, size: int = 6, classes: int = 3) -> Labelled:
+    """Noise whose brightest row tells the class, so that a network can learn it: uint8 [n, C, size, size], int64 [n]."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, n)
+    images = random.integers(0, 160, (n, channels, size, size), dtype=np.uint8)
+    images[np.arange(n), :, 1 + labels] += 90
+    return images, labels
+
+
+@pytest.fixture
+def tiny_dataset() -> Dataset:
+    """40 training and 20 test images of 6 x 6 in three classes."""
+    return build_dataset(labelled(40, 1), labelled(20, 2), ("top", "middle", "bottom"), kind="images", name="rows")

@@ -1,0 +1,104 @@
+"""Small networks made up from a seed, or by hand from lists of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantspike.architecture import Architecture, Layer
+from quantspike.integer import IntegerLayer, IntegerNetwork
+from quantspike.networks import Block
+
+LAYER_STRINGS = (
+    ("1C1-1", 1),
+    ("3C3-2", 4),
+    ("2C5-3-2", 5),
+    ("2C1-P2-3-2", 4),
+    ("2C3-P3-P2-3", 6),
+    ("3C5-P3-2C3-4", 6),
+    ("3C3-P2-2C3-P2-4-3", 8),
+)
+"""Layer strings with an image size each: borders, strides and kernels of every kind, small enough to enumerate."""
+
+
+def random_integer_network(
+    text: str, image_size: int, seed: int, *, k: int = 1, weight_bits: int = 12, channels: int = 2, classes: int = 3
+) -> IntegerNetwork:
+    """Weights over the whole format, thresholds as a conversion makes them, and now and then a dead channel."""
+    random = np.random.default_rng(seed)
+    architecture = Architecture.parse(text, image_size=image_size, image_channels=channels, classes=classes)
+    layers = tuple(_random_layer(shape, 2 ** (weight_bits - 1) - 1, random) for shape in architecture.layers)
+    classifier = random.integers(-(2**15) + 1, 2**15, (classes, architecture.layers[-1].out_channels))
+    return IntegerNetwork(architecture, k, weight_bits, layers, torch.from_numpy(classifier.astype(np.int16)), 15)
+
+
+def random_images(n: int, size: int, seed: int, channels: int = 2) -> Tensor:
+    """Noise, each image of a contrast of its own, the first one uniform: uint8 [n, channels, size, size]."""
+    random = np.random.default_rng(seed)
+    levels = np.concatenate(([1], random.integers(2, 257, max(0, n - 1))))[:n]
+    pixels = random.random((n, channels, size, size)) * levels[:, None, None, None]
+    return torch.from_numpy(pixels.astype(np.uint8))
+
+
+def integer_layer(shape: Layer, weight: Any, bias: Sequence[int], threshold: Sequence[int]) -> IntegerLayer:
+    """A layer from lists of numbers; the weights in any nesting, in the order [out, in, row, column]."""
+    weights = torch.tensor(weight, dtype=torch.int16)
+    return IntegerLayer(
+        shape,
+        weights.reshape(shape.out_channels, shape.in_channels, shape.kernel, shape.kernel),
+        torch.tensor(bias, dtype=torch.int32),
+        torch.tensor(threshold, dtype=torch.int32),
+    )
+
+
+def integer_network(
+    text: str,
+    parameters: Sequence[tuple[Any, Sequence[int], Sequence[int]]],
+    classifier: Any,
+    *,
+    image_size: int = 1,
+    channels: int = 1,
+    k: int = 0,
+    weight_bits: int = 16,
+) -> IntegerNetwork:
+    """A network from lists of numbers: per layer its weights, biases and thresholds."""
+    rows = torch.tensor(classifier, dtype=torch.int16)
+    architecture = Architecture.parse(text, image_size=image_size, image_channels=channels, classes=len(rows))
+    layers = tuple(integer_layer(s, *numbers) for s, numbers in zip(architecture.layers, parameters, strict=True))
+    return IntegerNetwork(architecture, k, weight_bits, layers, rows, 0)
+
+
+def set_normalization(
+    block: Block, scale: Sequence[float], shift: Sequence[float], mean: Sequence[float], deviation: Sequence[float]
+) -> None:
+    """Sets a float64 batch normalization so that sqrt(variance + eps) is exactly `deviation`."""
+    norm = block.normalization
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scales, shifts, means, wanted = (torch.as_tensor(v, dtype=torch.float64) for v in (scale, shift, mean, deviation))
+    variance = wanted.square() - norm.eps
+    assert torch.equal((variance + norm.eps).sqrt(), wanted)
+    with torch.no_grad():
+        norm.weight.copy_(scales)
+        norm.bias.copy_(shifts)
+        norm.running_mean.copy_(means)
+        norm.running_var.copy_(variance)
+
+
+def _random_layer(shape: Layer, limit: int, random: np.random.Generator) -> IntegerLayer:
+    weight = random.integers(-limit, limit + 1, (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel))
+    # theta max|W'| = limit; the larger a kernel, the smaller are its weights.
+    largest = random.uniform(0.5, 2.0, shape.out_channels) / np.sqrt(weight[0].size)
+    threshold = np.clip(2 * np.floor(limit / largest / 2), 2, 2**20).astype(np.int64)
+    weight[random.random(shape.out_channels) < 0.15] = 0
+    bias = np.rint(random.normal(0, 1, shape.out_channels) * threshold)
+    return IntegerLayer(
+        shape,
+        torch.from_numpy(weight.astype(np.int16)),
+        torch.from_numpy(bias.astype(np.int32)),
+        torch.from_numpy(threshold.astype(np.int32)),
+    )

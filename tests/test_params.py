@@ -1,0 +1,341 @@
+"""params.yaml: what is read from it, and what is said about everything that is wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantspike.errors import QuantspikeError
+from quantspike.params import LARGEST_K, check_precision, load_params
+
+ROOT = Path(__file__).parents[1]
+Edit = Callable[..., Path]
+
+
+def complaint(path: Path) -> str:
+    """What is said about a params file, one line or several."""
+    with pytest.raises(QuantspikeError) as caught:
+        load_params(path)
+    return str(caught.value)
+
+
+# The project's own file
+
+
+def test_the_paper_profile_is_the_published_protocol() -> None:
+    paper = load_params(ROOT / "params.yaml").profiles["paper"]
+    assert paper.model_dump() == {
+        "data": {"source": "cifar10", "crop": 24},
+        "width": 1.0,
+        "train": {
+            "recipe": "paper",
+            "epochs": 100,
+            "learning_rate": 1e-3,
+            "batch_size": 200,  # 50,000 images: 250 steps an epoch
+            "validation": 0,
+            "flip": True,
+        },
+        "finetune": {"epochs": 100, "learning_rate": 1e-4},
+        "convert": {"weight_bits": 12},
+        "simulate": {"steps": 100, "settle_limit": 1000, "engine": "auto", "batch_size": 50, "log_batch": 50},
+    }
+
+
+def test_the_grid_covers_both_published_networks_at_all_published_precisions() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert "paper" in params.run.profile
+    assert (params.run.model, params.run.k) == (["cnn1", "cnn2"], ["fp32", 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("model", "neurons", "layers"),
+    [
+        ("cnn1", 336_128, "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024"),
+        ("cnn2", 411_648, "128C3-256C3-P2-512C3-P2-1024C3-512C3-P2-1024-512"),
+    ],
+)
+def test_the_models_are_the_published_networks(model: str, neurons: int, layers: str) -> None:
+    architecture = load_params(ROOT / "params.yaml").architecture("paper", model)
+    assert (architecture.text, architecture.neurons) == (layers, neurons)
+    assert (architecture.image_size, architecture.image_channels, architecture.classes) == (24, 3, 10)
+
+
+def test_every_profile_of_the_project_fits_every_model() -> None:
+    params = load_params(ROOT / "params.yaml")
+    for profile in params.profiles:
+        for model in params.models:
+            params.architecture(profile, model)
+
+
+def test_the_architecture_of_a_profile_has_its_width_and_crop(write_params: Edit) -> None:
+    params = load_params(write_params())
+    architecture = params.architecture("tiny", "small", image_channels=1, classes=7)
+    assert (architecture.text, architecture.image_size) == ("4C3-P2-8C3-P2-8", 8)
+    assert (architecture.image_channels, architecture.classes) == (1, 7)
+
+
+# Values that are fine
+
+
+def test_what_is_left_out_takes_the_published_value(write_params: Edit) -> None:
+    places = ["width", "convert", "simulate", "train.validation", "train.flip"]
+    params = load_params(write_params({"device": None} | {f"profiles.tiny.{place}": None for place in places}))
+    profile = params.profiles["tiny"]
+    assert (profile.width, profile.convert.weight_bits, params.device) == (1.0, 12, "auto")
+    assert (profile.train.recipe, profile.train.validation, profile.train.flip) == ("paper", 0, True)
+    assert (profile.simulate.steps, profile.simulate.settle_limit) == (100, 1000)
+
+
+def test_a_rate_that_yaml_takes_for_text_is_the_number_that_was_meant(tmp_path: Path, write_params: Edit) -> None:
+    path = write_params()
+    path.write_text(path.read_text().replace("0.003", "1e-3").replace("0.5", "5e-1"))
+    profile = load_params(path).profiles["tiny"]
+    assert (profile.train.learning_rate, profile.width) == (0.001, 0.5)
+
+
+def test_a_whole_number_is_fine_as_a_rate(write_params: Edit) -> None:
+    assert load_params(write_params({"profiles.tiny.finetune.learning_rate": 1})).profiles["tiny"].width == 0.5
+
+
+@pytest.mark.parametrize("k", ["fp32", 0, LARGEST_K])
+def test_fp32_and_every_k_from_0_to_the_limit_are_precisions(k: Any, write_params: Edit) -> None:
+    assert check_precision(k) == k
+    assert load_params(write_params({"run.k": [k]})).run.k == [k]
+
+
+def test_settling_may_be_watched_for_exactly_as_long_as_the_curves(write_params: Edit) -> None:
+    changes = {"profiles.tiny.simulate.steps": 7, "profiles.tiny.simulate.settle_limit": 7}
+    assert load_params(write_params(changes)).profiles["tiny"].simulate.settle_limit == 7
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_weights_have_4_to_16_bits(bits: int, write_params: Edit) -> None:
+    path = write_params({"profiles.tiny.convert.weight_bits": bits})
+    assert load_params(path).profiles["tiny"].convert.weight_bits == bits
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "cuda:12"])
+def test_a_device_may_be_named_by_kind_and_number(device: str, write_params: Edit) -> None:
+    assert load_params(write_params({"device": device})).device == device
+
+
+# Values that are not
+
+
+@pytest.mark.parametrize(
+    ("place", "allowed"),
+    [
+        ("launch", "run, models, profiles, device"),
+        ("run.epochs", "profile, model, k, seed"),
+        ("models.small.width", "layers"),
+        ("profiles.tiny.trian", "data, width, train, finetune, convert, simulate"),
+        ("profiles.tiny.data.size", "source, crop"),
+        ("profiles.tiny.train.lr", "recipe, epochs, learning_rate, batch_size, validation, flip"),
+        ("profiles.tiny.finetune.batch_size", "epochs, learning_rate"),
+        ("profiles.tiny.convert.bits", "weight_bits"),
+        ("profiles.tiny.simulate.T", "steps, settle_limit, engine, batch_size, log_batch"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_keys_that_stand_there(place: str, allowed: str, write_params: Edit) -> None:
+    assert complaint(write_params({place: 1})).endswith(f"\n  {place}: this key is unknown; allowed are {allowed}")
+
+
+@pytest.mark.parametrize("profile", ["run", "train", "models", "data"])
+def test_a_profile_may_have_the_name_of_a_section(
+    profile: str, write_params: Edit, params_content: dict[str, Any]
+) -> None:
+    content = params_content["profiles"]["tiny"] | {"colour": "red"}
+    expected = "allowed are data, width, train, finetune, convert, simulate"
+    assert complaint(write_params({f"profiles.{profile}": content})).endswith(f"colour: this key is unknown; {expected}")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "run",
+        "models",
+        "profiles",
+        "run.k",
+        "run.seed",
+        "models.small.layers",
+        "profiles.tiny.data",
+        "profiles.tiny.data.crop",
+        "profiles.tiny.train",
+        "profiles.tiny.train.learning_rate",
+        "profiles.tiny.finetune",
+    ],
+)
+def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
+    assert f"\n  {place}: this key is missing" in complaint(write_params({place: None}))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("run.k", [0, -1], "run.k.1: k counts binary places and lies between 0 and 24, found -1"),
+        ("run.k", [25], "run.k.0: k counts binary places and lies between 0 and 24, found 25"),
+        ("run.k", [True], "run.k.0: a precision is fp32 or an integer from 0 to 24, found True"),
+        ("run.k", [1.0], "run.k.0: a precision is fp32 or an integer from 0 to 24, found 1.0"),
+        ("run.k", ["2"], "run.k.0: a precision is fp32 or an integer from 0 to 24, found '2'"),
+        ("run.k", ["fp16"], "run.k.0: a precision is fp32 or an integer from 0 to 24, found 'fp16'"),
+        ("run.k", [[1]], r"run.k.0: a precision is fp32 or an integer from 0 to 24, found [1]"),
+        ("run.k", [1, 0, 1], "run.k names a value twice: [1, 0, 1]"),
+        ("run.k", [], "run.k: List should have at least 1 item"),
+        ("run.k", 2, "run.k: Input should be a valid list (found 2)"),
+        ("run.profile", [], "run.profile: List should have at least 1 item"),
+        ("run.profile", "tiny", "run.profile: Input should be a valid list (found 'tiny')"),
+        ("run.profile", ["tiny", "tiny"], "run.profile names a value twice: ['tiny', 'tiny']"),
+        ("run.profile", ["papr"], "run.profile names 'papr', but profiles defines only tiny"),
+        ("run.model", ["small", "cnn3"], "run.model names 'cnn3', but models defines only small"),
+        ("run.model", ["a-b"], "run.model.0: a name is made of letters, digits and underscores, found 'a-b'"),
+        ("run.model", ["../x"], "run.model.0: a name is made of letters, digits and underscores, found '../x'"),
+        ("run.model", [1], "run.model.0: a name is made of letters, digits and underscores, found 1"),
+        ("run.seed", [0, 0], "run.seed names a value twice: [0, 0]"),
+        ("run.seed", [-1], "run.seed.0: Input should be greater than or equal to 0 (found -1)"),
+        ("run.seed", [2**32], "run.seed.0: Input should be less than 4294967296 (found 4294967296)"),
+        ("run.seed", [True], "run.seed.0: Input should be a valid integer (found True)"),
+        ("models.small.layers", 96, "models.small.layers: Input should be a valid string (found 96)"),
+        ("profiles.tiny.width", 0, "profiles.tiny.width: Input should be greater than 0 (found 0)"),
+        ("profiles.tiny.data.source", "", "profiles.tiny.data.source: String should have at least 1 character"),
+        ("profiles.tiny.data.crop", 0, "profiles.tiny.data.crop: Input should be greater than or equal to 1 (found 0)"),
+        ("profiles.tiny.train", [1], "profiles.tiny.train: Input should be a valid dictionary"),
+        ("profiles.tiny.train.recipe", "best", "profiles.tiny.train.recipe: Input should be 'paper' (found 'best')"),
+        ("profiles.tiny.train.epochs", 0, "profiles.tiny.train.epochs: Input should be greater than or equal to 1"),
+        ("profiles.tiny.train.epochs", True, "profiles.tiny.train.epochs: Input should be a valid integer (found True)"),
+        ("profiles.tiny.train.epochs", 2.5, "profiles.tiny.train.epochs: Input should be a valid integer (found 2.5)"),
+        ("profiles.tiny.train.batch_size", 1, "batch_size: Input should be greater than or equal to 2 (found 1)"),
+        ("profiles.tiny.train.batch_size", "50", "batch_size: Input should be a valid integer (found '50')"),
+        ("profiles.tiny.train.validation", -1, "validation: Input should be greater than or equal to 0 (found -1)"),
+        ("profiles.tiny.train.flip", "yes", "profiles.tiny.train.flip: Input should be a valid boolean (found 'yes')"),
+        ("profiles.tiny.convert.weight_bits", 3, "weight_bits: Input should be greater than or equal to 4 (found 3)"),
+        ("profiles.tiny.convert.weight_bits", 17, "weight_bits: Input should be less than or equal to 16 (found 17)"),
+        ("profiles.tiny.simulate.engine", "fast", "engine: Input should be 'auto' or 'dense' (found 'fast')"),
+        ("profiles.tiny.simulate.steps", 0, "simulate.steps: Input should be greater than or equal to 1 (found 0)"),
+        (
+            "profiles.tiny.simulate.settle_limit",
+            19,
+            "profiles.tiny.simulate: settle_limit is 19, but images are watched for all 20 steps",
+        ),
+        ("device", "gpu", "(found 'gpu')"),
+        ("device", "cuda:", "(found 'cuda:')"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_its_place(
+    place: str, value: Any, message: str, write_params: Edit
+) -> None:
+    told = complaint(write_params({place: value}))
+    assert "params.yaml holds a value that is not allowed:" in told
+    assert message in told
+    assert place.split(".")[-1] in told
+
+
+@pytest.mark.parametrize("phase", ["train", "finetune"])
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (0, "Input should be greater than 0 (found 0)"),
+        (-1e-3, "Input should be greater than 0 (found -0.001)"),
+        (11, "Input should be less than or equal to 10 (found 11)"),
+        (float("nan"), "Input should be a finite number (found nan)"),
+        (float("inf"), "Input should be a finite number (found inf)"),
+        ("nan", "Input should be a finite number (found nan)"),
+        ("fast", "Input should be a valid number (found 'fast')"),
+        (True, "Input should be a valid number (found True)"),
+        ([1e-3], "Input should be a valid number (found [0.001])"),
+    ],
+)
+def test_a_rate_is_a_positive_finite_number(phase: str, rate: Any, message: str, write_params: Edit) -> None:
+    place = f"profiles.tiny.{phase}.learning_rate"
+    assert f"\n  {place}: {message}" in complaint(write_params({place: rate}))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("8C3-Q2-16", "layer 2 ('Q2') of '8C3-Q2-16' is not understood: write cCn"),
+        ("", "layer 1 ('') of '' is not understood"),
+        ("8C3", "'8C3' has no head"),
+        ("8C3-P2-P2-P2-P2-16", "layer 5 ('P2') of '8C3-P2-P2-P2-P2-16': the map is 1x1 there, which 2 does not divide"),
+        ("8C3-P3-16", "layer 2 ('P3') of '8C3-P3-16': the map is 8x8 there, which 3 does not divide"),
+        ("8C3-16-8C3", "layer 3 ('8C3') of '8C3-16-8C3': no convolution may follow the head"),
+    ],
+)
+def test_a_layer_string_that_cannot_be_built_is_named_with_model_and_profile(
+    layers: str, message: str, write_params: Edit
+) -> None:
+    assert f"models.small.layers with profiles.tiny: {message}" in complaint(
+        write_params({"models.small.layers": layers})
+    )
+
+
+def test_pooling_that_meets_an_odd_map_names_the_crop(write_params: Edit) -> None:
+    told = complaint(write_params({"profiles.tiny.data.crop": 6}))  # 6 -> 3 after the first P2
+    assert "layer 4 ('P2')" in told
+    assert "the map is 3x3 there, which 2 does not divide" in told
+    assert "data.crop, now 6" in told
+
+
+def test_all_mistakes_are_named_at_once(write_params: Edit) -> None:
+    told = complaint(write_params({"run.k": [-1, 99], "profiles.tiny.train.epochs": 0, "colour": "red"}))
+    assert "holds 4 values that are not allowed:" in told
+    for place in ("run.k.0: ", "run.k.1: ", "profiles.tiny.train.epochs: ", "colour: "):
+        assert f"\n  {place}" in told
+
+
+# Files that are not what they should be
+
+
+def test_an_absent_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(QuantspikeError, match=r"absent\.yaml is not here: run from the project's folder"):
+        load_params(tmp_path / "absent.yaml")
+
+
+def test_a_folder_in_place_of_the_file_is_a_user_error(tmp_path: Path) -> None:
+    assert str(tmp_path) in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("run: [1", "is no valid YAML: while parsing"),
+        ("run:\n\t- a", "is no valid YAML"),
+        ("{[a]: b}", "is no valid YAML"),
+        ("run: !!python/object:os.system x", "is no valid YAML: could not determine a constructor"),
+        ("[1, 2]", "must hold the sections run, models and profiles, found list"),
+        ("hello", "must hold the sections run, models and profiles, found str"),
+        ("", "must hold the sections run, models and profiles, found NoneType"),
+        ("a: 1\n---\nb: 2", "is no valid YAML: expected a single document"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    assert message in complaint(path)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "params.yaml is no valid YAML" in complaint(path)
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "!!int many"])
+def test_a_value_that_yaml_itself_cannot_build_is_a_user_error(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"run: {value}\n")
+    assert "params.yaml" in complaint(path)
+
+
+def test_a_key_that_stands_twice_is_refused(write_params: Edit) -> None:
+    path = write_params()
+    path.write_text(path.read_text() + "device: auto\n")
+    assert "device" in complaint(path)
+
+
+def test_params_cannot_be_changed_once_read(write_params: Edit) -> None:
+    params = load_params(write_params())
+    with pytest.raises(ValueError, match="frozen"):
+        params.profiles["tiny"].train.epochs = 5  # type: ignore[misc]
