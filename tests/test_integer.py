@@ -79,19 +79,10 @@ def test_an_input_current_is_rounded_with_ties_to_even(weight: int, currents: li
 
 
 def test_a_tie_of_a_whole_pixel_goes_to_even() -> None:
-    # 49 pixels with n Q - S^2 = 1024^2 x 7^2: 256 z = (49 x - S) / 28 is a tie wherever 49 x - S is 14 times an odd
-    # number, although S / 49 has no end in binary.
-    rows = [
-        [65, 212, 169, 164, 116, 227, 44],
-        [41, 185, 116, 131, 156, 76, 23],
-        [205, 211, 19, 213, 146, 125, 86],
-        [183, 41, 194, 215, 205, 137, 151],
-        [206, 41, 247, 213, 187, 207, 153],
-        [51, 11, 62, 224, 241, 206, 86],
-        [5, 4, 248, 177, 163, 113, 173],
-    ]
-    pixels = image(rows)
-    assert pixel_network(7).input_current(pixels).flatten().tolist() == oracle.whole_pixels(pixels[0].numpy(), 0)
+    # 25 pixels: 9 of 0, 5 of 135 and 11 of 230, with sum S = 3,205 and squares Q = 673,025.
+    # 256 z = 256 (25 x - S) / sqrt(25 Q - S^2) = 256 (25 x - 3205) / 2560 = -320.5, 17 and 254.5
+    pixels = torch.tensor([0] * 9 + [135] * 5 + [230] * 11, dtype=torch.uint8).reshape(1, 1, 5, 5)
+    assert pixel_network(5).input_current(pixels).flatten().tolist() == [-320] * 9 + [17] * 5 + [254] * 11
 
 
 @pytest.mark.parametrize(("stored", "top", "left"), [((5, 5), 1, 1), ((4, 5), 1, 1), ((2, 9), 0, 3), ((3, 2), 0, 0)])

@@ -158,7 +158,7 @@ def check_membrane(membrane: Tensor, layer: int, images: Tensor | int = 0) -> No
     if membrane.numel() == 0:
         return
     low, high = torch.aminmax(membrane)
-    if -MEMBRANE_LIMIT < int(low) and int(high) < MEMBRANE_LIMIT:
+    if max(-int(low), int(high)) < MEMBRANE_LIMIT:
         return
     place = (membrane.long().abs() >= MEMBRANE_LIMIT).nonzero()[0].tolist()
     image = images + place[0] if isinstance(images, int) else int(images[place[0]])

@@ -100,7 +100,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class PublishReport:
-    """How many runs were made, refreshed in name, tags, description or figures, left alone, and marked as superseded."""
+    """How many runs were made, renewed in name, tags, description or figures, left alone, marked as superseded."""
 
     created: int = 0
     updated: int = 0
