@@ -31,8 +31,8 @@ $(READY): pyproject.toml constraints.txt
 # Most of the demo's time is starting Python, so two chains run side by side, each on one core.
 demo: $(READY)
 	dvc repro --quiet download@demo
-	dvc stage list --name-only | grep '^simulate@demo-' | \
-	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 dvc --wait-for-lock repro --quiet
+	dvc stage list --name-only | sed -n 's/^simulate@\(demo-.*\)/\1/p' | OMP_NUM_THREADS=1 xargs -P 2 -I {} \
+	  dvc --wait-for-lock repro --quiet --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
 	dvc repro --quiet --glob 'plot@demo-*'
 	dvc repro --quiet --single-item publish
 	@python -m quantspike.show --profile demo

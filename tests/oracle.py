@@ -18,6 +18,8 @@ from quantspike.integer import IntegerLayer, IntegerNetwork
 
 Integers = NDArray[np.int64]
 
+COUNTS = ("positive", "negative", "synops")
+
 
 def largest_threshold(largest_weight: float, weight_bits: int) -> int | None:
     """The largest even theta up to 2^20 with rint(theta max|W'|) <= limit, by trying every one of them."""

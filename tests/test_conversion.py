@@ -129,7 +129,11 @@ def test_a_scale_of_zero_leaves_a_dead_channel_with_its_bias() -> None:
     set_normalization(network.blocks[0], scale=[0.0], shift=[-0.3125], mean=[5.0], deviation=[4.0])
     layer = convert(network, 12).layers[0]
     # c = 2^20 x 2^2 x -0.3125 = -5 x 2^18
-    assert (layer.threshold.tolist(), layer.weight.abs().sum().item(), layer.bias.tolist()) == ([2**20], 0, [-5 * 2**18])
+    assert (layer.threshold.tolist(), layer.weight.abs().sum().item(), layer.bias.tolist()) == (
+        [2**20],
+        0,
+        [-5 * 2**18],
+    )
 
 
 def test_folding_takes_the_mean_before_the_scale() -> None:
@@ -147,7 +151,9 @@ def test_a_bias_beyond_31_bits_is_refused_with_layer_and_channel(bias: int, fits
     if fits:
         assert convert(network, 12).layers[0].bias.tolist() == [bias]
         return
-    message = r"layer 1, channel 0: its bias becomes -?1\.07374e\+09, which leaves 31 bits; convert with fewer weight_bits"
+    message = (
+        r"layer 1, channel 0: its bias becomes -?1\.07374e\+09, which leaves 31 bits; convert with fewer weight_bits"
+    )
     with pytest.raises(QuantspikeError, match=message):
         convert(network, 12)
 
@@ -194,7 +200,7 @@ def test_a_classifier_that_is_not_finite_is_refused() -> None:
         (0.75, 15, 24_576),
         (2**15 - 1, 0, 2**15 - 1),
         (32_767.5, -1, 16_384),  # rint(32767.5) = 32768 is beyond 2^15 - 1; half of it is 16383.75
-        (-2.0**-20, 34, -(2**14)),
+        (-(2.0**-20), 34, -(2**14)),
         (1e5, -2, 25_000),
     ],
 )
@@ -320,7 +326,13 @@ def test_the_description_counts_what_was_converted() -> None:
     set_normalization(network.blocks[0], scale=[-3.0], shift=[0.75], mean=[0.5], deviation=[2.0])
     torch.nn.init.zeros_(network.blocks[1].convolution.weight)
     text = describe(convert(network, 4))
-    sizes = {"neurons": 1, "smallest_threshold": 2, "largest_threshold": 2, "largest_bias": 6, "largest_absolute_sum": 6}
+    sizes = {
+        "neurons": 1,
+        "smallest_threshold": 2,
+        "largest_threshold": 2,
+        "largest_bias": 6,
+        "largest_absolute_sum": 6,
+    }
     assert text["layers"][0] == {"layer": 1, "token": "1C1", "weights": 2, "silent_channels": 0} | sizes
     assert (text["layers"][1]["silent_channels"], text["layers"][1]["largest_threshold"]) == (1, 2**20)
     # One of 2 inputs, one of 1 input, 2 classes of 1 input.

@@ -71,7 +71,9 @@ def test_the_deviation_has_a_floor() -> None:
     assert pixel_network(2).input_current(image([[7, 6], [6, 6]])).tolist() == [[[[384, -128], [-128, -128]]]]
 
 
-@pytest.mark.parametrize(("weight", "currents"), [(1, [2, 0]), (3, [4, -2]), (-1, [-2, 0]), (-3, [-4, 2]), (5, [8, -2])])
+@pytest.mark.parametrize(
+    ("weight", "currents"), [(1, [2, 0]), (3, [4, -2]), (-1, [-2, 0]), (-3, [-4, 2]), (5, [8, -2])]
+)
 def test_an_input_current_is_rounded_with_ties_to_even(weight: int, currents: list[int]) -> None:
     # x = 384 and -128 are 3/2 and -1/2 of 2^8: times 3, 9/2 -> 4 and -3/2 -> -2; times 5, 15/2 -> 8 and -5/2 -> -2
     current = pixel_network(2, weight).input_current(image([[7, 6], [6, 6]]))
@@ -147,7 +149,9 @@ def test_logits_need_64_bits_and_the_lowest_of_equal_classes_is_predicted() -> N
     assert logits.argmax(dim=1).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(("membrane", "beyond"), [(2**30 - 1, False), (2**30, True), (1 - 2**30, False), (-(2**30), True)])
+@pytest.mark.parametrize(
+    ("membrane", "beyond"), [(2**30 - 1, False), (2**30, True), (1 - 2**30, False), (-(2**30), True)]
+)
 def test_a_membrane_beyond_30_bits_is_named_with_image_layer_and_channel(membrane: int, beyond: bool) -> None:
     values = torch.zeros((3, 4, 2, 2), dtype=torch.int64)
     values[1, 2, 0, 1] = membrane
@@ -260,9 +264,18 @@ def test_a_bias_that_no_conversion_makes_is_refused(path: Path, bias: int) -> No
     [
         ({"layer1_bias": None}, r"is no whole integer network \('layer1\.bias'\)"),
         ({"classifier": None}, r"is no whole integer network \('classifier'\)"),
-        ({"layer1_bias": torch.zeros(4)}, r"layer1\.bias is \(torch\.float32, \(4,\)\), expected \(torch\.int32, \(4,\)\)"),
-        ({"layer0_threshold": torch.full((3,), 2, dtype=torch.int32)}, r"layer0\.threshold is .*\(3,\).* expected .*\(4,\)"),
-        ({"layer2_weight": torch.zeros((3, 4, 1, 1), dtype=torch.int16)}, r"layer2\.weight is .*expected .*\(3, 4, 2, 2\)"),
+        (
+            {"layer1_bias": torch.zeros(4)},
+            r"layer1\.bias is \(torch\.float32, \(4,\)\), expected \(torch\.int32, \(4,\)\)",
+        ),
+        (
+            {"layer0_threshold": torch.full((3,), 2, dtype=torch.int32)},
+            r"layer0\.threshold is .*\(3,\).* expected .*\(4,\)",
+        ),
+        (
+            {"layer2_weight": torch.zeros((3, 4, 1, 1), dtype=torch.int16)},
+            r"layer2\.weight is .*expected .*\(3, 4, 2, 2\)",
+        ),
         ({"classifier": torch.zeros((3, 4), dtype=torch.int16)}, r"the classifier is not int16 \(3, 3\)"),
         ({"layer3_weight": torch.zeros((1, 1, 1, 1), dtype=torch.int16)}, r"layer3\.weight"),
     ],

@@ -12,7 +12,11 @@ from quantspike.errors import QuantspikeError
 from quantspike.tensors import Header, load_tensors, save_tensors
 
 HEADER: Header = {"layers": "4C3-5", "k": 1, "note": "größer", "another": 0}
-TENSORS = {"b": torch.arange(6, dtype=torch.int16).reshape(2, 3), "a": torch.tensor([0.5, -1.0]), "empty": torch.zeros(0)}
+TENSORS = {
+    "b": torch.arange(6, dtype=torch.int16).reshape(2, 3),
+    "a": torch.tensor([0.5, -1.0]),
+    "empty": torch.zeros(0),
+}
 
 
 @pytest.fixture
