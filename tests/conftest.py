@@ -67,7 +67,7 @@ def write_params(tmp_path: Path, params_content: dict[str, Any]) -> Edit:
 
 
 def labelled(n: int, seed: int, channels: int = 1, size: int = 6, classes: int = 3) -> Labelled:
-    """Noise whose brightest row tells the class, so that a network can learn it: uint8 [n, C, size, size], int64 [n]."""
+    """Noise whose brightest row tells the class, so that it can be learned: uint8 [n, C, size, size], int64 [n]."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, n)
     images = random.integers(0, 160, (n, channels, size, size), dtype=np.uint8)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
 from quantspike.architecture import Architecture, Layer
 from quantspike.integer import IntegerLayer, IntegerNetwork
@@ -73,9 +74,10 @@ def integer_network(
 
 
 def set_normalization(
-    block: Block, scale: Sequence[float], shift: Sequence[float], mean: Sequence[float], deviation: Sequence[float]
+    block: nn.Module, scale: ArrayLike, shift: ArrayLike, mean: ArrayLike, deviation: ArrayLike
 ) -> None:
-    """Sets a float64 batch normalization so that sqrt(variance + eps) is exactly `deviation`."""
+    """Sets the float64 batch normalization of a block so that sqrt(variance + eps) is exactly `deviation`."""
+    assert isinstance(block, Block)
     norm = block.normalization
     assert norm.running_mean is not None
     assert norm.running_var is not None

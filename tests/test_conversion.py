@@ -243,7 +243,7 @@ def test_converting_changes_nothing_in_the_trained_network() -> None:
 
 
 def exactly_convertible(text: str, size: int, k: int, bits: int, seed: int) -> QuantizedCNN:
-    """A float64 network whose folded weights and biases lie on the grid that the conversion finds, with no remainder."""
+    """A float64 network whose folded weights and biases all lie on the grid that the conversion finds."""
     random = np.random.default_rng(seed)
     network = QuantizedCNN(Architecture.parse(text, image_size=size, image_channels=2, classes=3), k).double().eval()
     for block in network.blocks:

@@ -20,6 +20,13 @@ def usual_umask() -> Iterator[None]:
     os.umask(before)
 
 
+def write_half(path: Path, failure: BaseException) -> None:
+    """A write that fails in the middle."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise failure
+
+
 def listing(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
@@ -37,9 +44,8 @@ def test_what_was_written_takes_the_place_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit, QuantspikeError])
 def test_a_failure_leaves_nothing_where_nothing_was(failure: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(failure), atomic_path(tmp_path / "file") as temporary:
-        temporary.write_bytes(b"half")
-        raise failure("in the middle")
+    with pytest.raises(failure, match="in the middle"):
+        write_half(tmp_path / "file", failure("in the middle"))
     assert listing(tmp_path) == []
 
 
@@ -47,19 +53,16 @@ def test_a_failure_leaves_nothing_where_nothing_was(failure: type[BaseException]
 def test_a_failure_leaves_the_old_content(failure: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(failure), atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise failure
+    with pytest.raises(failure):
+        write_half(path, failure())
     assert (listing(tmp_path), path.read_text()) == (["file"], "old")
 
 
 def test_a_write_that_the_file_system_refuses_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(QuantspikeError, match="file could not be written: .*No space left.*untouched"):  # noqa: SIM117
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
+    with pytest.raises(QuantspikeError, match=r"file could not be written: .*No space left.*untouched"):
+        write_half(path, OSError(28, "No space left on device"))
     assert (listing(tmp_path), path.read_text()) == (["file"], "old")
 
 

@@ -81,10 +81,10 @@ def test_the_architecture_of_a_profile_has_its_width_and_crop(write_params: Edit
 
 
 def test_what_is_left_out_takes_the_published_value(write_params: Edit) -> None:
-    places = ["width", "convert", "simulate", "train.validation", "train.flip"]
-    params = load_params(write_params({"device": None} | {f"profiles.tiny.{place}": None for place in places}))
+    left_out = {"device": None, "profiles.tiny.train.validation": None, "profiles.tiny.train.flip": None}
+    params = load_params(write_params(left_out | {"profiles.tiny.convert": {}, "profiles.tiny.simulate": {}}))
     profile = params.profiles["tiny"]
-    assert (profile.width, profile.convert.weight_bits, params.device) == (1.0, 12, "auto")
+    assert (profile.convert.weight_bits, params.device) == (12, "auto")
     assert (profile.train.recipe, profile.train.validation, profile.train.flip) == ("paper", 0, True)
     assert (profile.simulate.steps, profile.simulate.settle_limit) == (100, 1000)
 
@@ -149,7 +149,9 @@ def test_a_profile_may_have_the_name_of_a_section(
 ) -> None:
     content = params_content["profiles"]["tiny"] | {"colour": "red"}
     expected = "allowed are data, width, train, finetune, convert, simulate"
-    assert complaint(write_params({f"profiles.{profile}": content})).endswith(f"colour: this key is unknown; {expected}")
+    assert complaint(write_params({f"profiles.{profile}": content})).endswith(
+        f"colour: this key is unknown; {expected}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,9 @@ def test_a_profile_may_have_the_name_of_a_section(
         "run.k",
         "run.seed",
         "models.small.layers",
+        "profiles.tiny.width",
+        "profiles.tiny.convert",
+        "profiles.tiny.simulate",
         "profiles.tiny.data",
         "profiles.tiny.data.crop",
         "profiles.tiny.train",
@@ -204,7 +209,11 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
         ("profiles.tiny.train", [1], "profiles.tiny.train: Input should be a valid dictionary"),
         ("profiles.tiny.train.recipe", "best", "profiles.tiny.train.recipe: Input should be 'paper' (found 'best')"),
         ("profiles.tiny.train.epochs", 0, "profiles.tiny.train.epochs: Input should be greater than or equal to 1"),
-        ("profiles.tiny.train.epochs", True, "profiles.tiny.train.epochs: Input should be a valid integer (found True)"),
+        (
+            "profiles.tiny.train.epochs",
+            True,
+            "profiles.tiny.train.epochs: Input should be a valid integer (found True)",
+        ),
         ("profiles.tiny.train.epochs", 2.5, "profiles.tiny.train.epochs: Input should be a valid integer (found 2.5)"),
         ("profiles.tiny.train.batch_size", 1, "batch_size: Input should be greater than or equal to 2 (found 1)"),
         ("profiles.tiny.train.batch_size", "50", "batch_size: Input should be a valid integer (found '50')"),

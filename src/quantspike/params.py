@@ -138,14 +138,17 @@ class Simulate(Section):
 
 
 class Profile(Section):
-    """One protocol: data, network width and the settings of every stage."""
+    """One protocol: data, network width and the settings of every stage.
+
+    All of them must be there, since DVC watches them by name; what a section leaves out takes its default.
+    """
 
     data: Data
-    width: Annotated[float, BeforeValidator(_number), Field(gt=0, le=8)] = 1.0
+    width: Annotated[float, BeforeValidator(_number), Field(gt=0, le=8)]
     train: Train
     finetune: Finetune
-    convert: Convert = Convert()
-    simulate: Simulate = Simulate()
+    convert: Convert
+    simulate: Simulate
 
 
 class Params(Section):

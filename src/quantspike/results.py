@@ -194,8 +194,12 @@ def read_finished(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
     """
     unfinished = [chain for chain in chains if missing_files(chain)]
     if unfinished:
-        names = ", ".join(chain.key for chain in unfinished)
-        print(f"warning: not finished, so left out: {names}; dvc repro runs them", file=sys.stderr)
+        names = ", ".join(chain.key for chain in unfinished[:3]) + (" ..." if len(unfinished) > 3 else "")
+        print(
+            f"note: {len(unfinished)} of {len(chains)} chains are not finished and left out ({names}); "
+            "dvc repro runs them",
+            file=sys.stderr,
+        )
     return [read_chain(chain, params) for chain in chains if chain not in unfinished]
 
 

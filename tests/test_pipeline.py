@@ -1,0 +1,85 @@
+"""The pipeline as DVC runs it: what runs again after a change of params.yaml, and what does not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parent.parent
+
+
+def run(folder: Path, *command: str) -> str:
+    """Runs a command as a user would, with the interpreter of these tests first in the path; returns what it prints."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "QUANTSPIKE_TRACKING": "off",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"^Running stage '(.*)':$", output, flags=re.MULTILINE)
+
+
+def set_grid(folder: Path, k: list[int | str]) -> None:
+    """The demo's protocol on a network small enough for a test."""
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params["run"] = {"profile": ["demo"], "model": ["cnn1"], "k": k, "seed": [0]}
+    params["models"] = {"cnn1": {"layers": "8C3-P2-16"}}
+    params["profiles"] = {"demo": params["profiles"]["demo"]}
+    params["profiles"]["demo"] |= {"train": {"epochs": 1, "learning_rate": 1e-3, "batch_size": 50, "flip": False}}
+    params["profiles"]["demo"]["finetune"]["epochs"] = 1
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("stages", "src", ".dvc/plots"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(PROJECT / name, folder / name, ignore=ignored)
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        shutil.copy(PROJECT / name, folder / name)
+    run(folder, "git", "init", "--quiet")
+    return folder
+
+
+def test_a_new_k_runs_only_its_own_chain_and_what_shows_all(project: Path) -> None:
+    set_grid(project, [0, "fp32"])
+    chain = ["train", "finetune", "evaluate", "convert", "simulate"]
+    first = stages_run(run(project, "dvc", "repro"))
+    expected = ["download@demo", *(f"{stage}@demo-cnn1-{k}-0" for stage in chain for k in (0, "fp32"))]
+    assert sorted(first) == sorted([*expected, "plot@demo-cnn1", "publish"])
+
+    set_grid(project, [0, "fp32", 3])
+    second = stages_run(run(project, "dvc", "repro"))
+    assert second == [*(f"{stage}@demo-cnn1-3-0" for stage in chain), "plot@demo-cnn1", "publish"]
+    assert stages_run(run(project, "dvc", "repro")) == []
+
+    summary = pd.read_csv(project / "metrics" / "summary.csv", dtype={"k": str})
+    assert list(summary["k"]) == ["0", "fp32", "3"]
+    spiking = summary[summary["k"] != "fp32"]
+    assert (spiking["differing_predictions"] == 0).all()
+    assert (spiking["snn_accuracy"] == spiking["integer_accuracy"]).all()
+
+
+def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
+    assert "metrics/summary.json" in run(project, "dvc", "metrics", "show")
+    assert "index.html" in run(project, "dvc", "plots", "show")
+    page = (project / "dvc_plots" / "index.html").read_text()
+    assert "accuracy by step and k" in page
+    run(project, "git", "add", "--all")
+    run(project, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "-m", "results")
+    assert "snn_accuracy" in run(project, "dvc", "exp", "show", "--no-pager")
