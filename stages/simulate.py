@@ -3,9 +3,11 @@
 Full precision has no spikes: for fp32 the files are written without rows.
 
 reads:   data/<profile>/<model>-<k>-<seed>/integer/network.safetensors, .../evaluate.safetensors,
-         data/<profile>/images.safetensors; simulate of the profile in params.yaml
+         data/<profile>/images.safetensors, metrics/<profile>/<model>-<k>-<seed>/ann.json;
+         simulate of the profile in params.yaml
 writes:  in metrics/<profile>/<model>-<k>-<seed>/: snn.csv, layers.csv (measures by step, and by layer),
-         snn.json (totals), certificate.json (equality with the integer network), logs/k<k>/*.txt
+         snn.json (totals), metrics.json (the few that DVC compares), certificate.json (equality with the
+         integer network), logs/k<k>/*.txt
 """
 
 import torch
@@ -14,6 +16,7 @@ from quantspike import cli
 from quantspike.data import load_dataset
 from quantspike.devices import resolve_device
 from quantspike.evaluation import load_scores
+from quantspike.files import read_json
 from quantspike.integer import load_integer_network
 from quantspike.params import Params
 from quantspike.paths import Chain
@@ -25,7 +28,7 @@ def main(params: Params, chain: Chain) -> None:
     logs = chain.metrics / "logs" / f"k{chain.k}"
     logs.mkdir(parents=True, exist_ok=True)
     if not chain.quantized:
-        write_no_measures(chain.metrics)
+        write_no_measures(chain.metrics, read_json(chain.metrics / "ann.json")["accuracy"])
         print(f"{chain.key}: full precision has no spikes to simulate")
         return
     settings, device = params.profiles[chain.profile].simulate, resolve_device(params.device)

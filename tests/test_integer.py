@@ -259,6 +259,12 @@ def test_a_bias_that_no_conversion_makes_is_refused(path: Path, bias: int) -> No
         load_integer_network(path)
 
 
+def test_a_classifier_weight_that_no_conversion_makes_is_refused(path: Path) -> None:
+    change(path, classifier=torch.full((3, 3), -(2**15), dtype=torch.int16))
+    with pytest.raises(QuantspikeError, match="classifier"):
+        load_integer_network(path)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

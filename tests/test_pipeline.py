@@ -76,10 +76,23 @@ def test_a_new_k_runs_only_its_own_chain_and_what_shows_all(project: Path) -> No
 
 
 def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
-    assert "metrics/summary.json" in run(project, "dvc", "metrics", "show")
+    shown = run(project, "dvc", "metrics", "show").splitlines()
+    assert shown[0].split() == ["Path", "ann_accuracy", "snn_accuracy", "spikes", "stable_step", "synops"]
+    assert [line.split()[0] for line in shown[1:]] == [f"metrics/demo/cnn1-{k}-0/metrics.json" for k in (0, 3, "fp32")]
     assert "index.html" in run(project, "dvc", "plots", "show")
     page = (project / "dvc_plots" / "index.html").read_text()
     assert "accuracy by step and k" in page
     run(project, "git", "add", "--all")
-    run(project, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "-m", "results")
+    run(
+        project,
+        "git",
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@example.org",
+        "commit",
+        "--quiet",
+        "-m",
+        "results",
+    )
     assert "snn_accuracy" in run(project, "dvc", "exp", "show", "--no-pager")

@@ -12,8 +12,8 @@ import pytest
 from make_results import data_set, make_chain, make_params
 from quantspike.params import Params
 from quantspike.paths import chains
-from quantspike.results import ChainResult, read_all
-from quantspike.summary import console_table, markdown, summary_tree, write_summary
+from quantspike.results import SUMMARY_COLUMNS, ChainResult, read_all
+from quantspike.summary import console_table, markdown, summary_records, write_summary
 
 
 def make_results(root: Path, params: Params | None = None, data: dict[str, Any] | None = None) -> list[ChainResult]:
@@ -43,33 +43,21 @@ def test_all_three_files_are_written(results: list[ChainResult], tmp_path: Path)
         "summary.json",
         "summary.md",
     ]
-    assert json.loads((tmp_path / "metrics" / "summary.json").read_text()) == summary_tree(results)
+    assert json.loads((tmp_path / "metrics" / "summary.json").read_text()) == summary_records(results)
 
 
 def test_no_results_write_empty_files(tmp_path: Path) -> None:
     write_summary([], tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text()) == {}
+    assert json.loads((tmp_path / "summary.json").read_text()) == []
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1
 
 
-def test_the_tree_holds_the_chief_measures_and_nothing_empty(results: list[ChainResult]) -> None:
-    runs = summary_tree(results)["paper"]["cnn1"]
-    assert list(runs) == ["fp32-seed0", "k0-seed0", "k1-seed0", "k2-seed0"]
-    assert runs["fp32-seed0"] == {"ann_accuracy": 0.9266}
-    assert runs["k0-seed0"] == {
-        "ann_accuracy": 0.926,
-        "integer_accuracy": 0.9264,
-        "snn_accuracy": 0.9264,
-        "differing_predictions": 0,
-        "stable_step": 29,
-        "synops": 270e6,
-        "spikes": 201e3,  # 160,000 positive + 41,000 negative
-    }
-
-
-def test_no_key_of_the_tree_has_a_dot(results: list[ChainResult]) -> None:
-    # dvc joins the keys with dots and could not tell them apart.
-    assert "." not in "".join(run for models in summary_tree(results).values() for run in models["cnn1"])
+def test_a_record_has_the_columns_of_the_table_and_none_where_there_is_nothing(results: list[ChainResult]) -> None:
+    records = summary_records(results)
+    assert [record["k"] for record in records] == ["fp32", "0", "1", "2"]
+    assert all(tuple(record) == SUMMARY_COLUMNS for record in records)
+    assert (records[0]["ann_accuracy"], records[0]["snn_accuracy"]) == (0.9266, None)
+    assert (records[1]["stable_step"], records[1]["synops"]) == (29, 270e6)
 
 
 def test_the_markdown_table_has_units_and_a_row_per_run(results: list[ChainResult]) -> None:

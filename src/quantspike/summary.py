@@ -11,7 +11,7 @@ import pandas as pd
 
 from quantspike import files
 from quantspike.published import SOURCE, departures
-from quantspike.results import ChainResult, DataSet, summary_table, write_table
+from quantspike.results import SUMMARY_COLUMNS, ChainResult, DataSet, summary_table, write_table
 
 NOTHING = "-"
 
@@ -25,18 +25,13 @@ Column = tuple[str, Callable[[Row], str]]
 def write_summary(results: Sequence[ChainResult], folder: Path) -> None:
     """Writes summary.csv, summary.json and summary.md: one row or entry per run, in the order given."""
     write_table(folder / "summary.csv", summary_table(results))
-    files.write_json(folder / "summary.json", summary_tree(results))
+    files.write_json(folder / "summary.json", summary_records(results))
     files.write_text(folder / "summary.md", markdown(results))
 
 
-def summary_tree(results: Sequence[ChainResult]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """The chief measures as profile -> model -> `k1-seed0` -> measure, for `dvc metrics show` and `diff`."""
-    tree: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for row in _rows(results):
-        precision = row["k"] if row["k"] == "fp32" else f"k{row['k']}"
-        runs = tree.setdefault(row["profile"], {}).setdefault(row["model"], {})
-        runs[f"{precision}-seed{row['seed']}"] = _chief_measures(row)
-    return tree
+def summary_records(results: Sequence[ChainResult]) -> list[Row]:
+    """One record per run with the columns of the summary table, `None` where there is nothing."""
+    return [{name: row[name] for name in SUMMARY_COLUMNS} for row in _rows(results)]
 
 
 def markdown(results: Sequence[ChainResult]) -> str:
@@ -61,13 +56,6 @@ def _rows(results: Sequence[ChainResult]) -> list[Row]:
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
         for row in table.assign(equal=pd.Series(equal, dtype=object)).to_dict(orient="records")
     ]
-
-
-def _chief_measures(row: Row) -> dict[str, float]:
-    """Nothing for what the run does not have, since JSON and dvc know no empty number."""
-    names = ("ann_accuracy", "integer_accuracy", "snn_accuracy", "differing_predictions", "stable_step", "synops")
-    measures = {name: row[name] for name in names} | {"spikes": _spikes(row)}
-    return {name: round(value, 6) for name, value in measures.items() if value is not None}
 
 
 def _spikes(row: Row) -> float | None:

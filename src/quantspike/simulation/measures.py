@@ -86,6 +86,27 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[st
     }
 
 
+def headline(ann_accuracy: float, found: dict[str, Any]) -> dict[str, float]:
+    """The few numbers that `dvc metrics show` and `diff` compare across chains, for metrics.json.
+
+    Args:
+        ann_accuracy: of the trained network, from 0 to 1.
+        found: what `totals` gives, or `{"simulated": False}`.
+
+    Returns:
+        Accuracies from 0 to 1, spikes of both signs and SOPs per image.
+    """
+    numbers: dict[str, float] = {"ann_accuracy": ann_accuracy}
+    if found["simulated"]:
+        numbers |= {
+            "snn_accuracy": found["accuracy"],
+            "stable_step": found["stable_step"],
+            "spikes": found["positive_spikes"] + found["negative_spikes"],
+            "synops": found["synops"],
+        }
+    return numbers
+
+
 def certificate(trace: Trace, architecture: Architecture, settle_limit: int) -> dict[str, Any]:
     """The proof, image by image, that the spiking network is the integer network: for certificate.json.
 
@@ -119,7 +140,7 @@ def write_measures(
     """Writes everything that was measured, the certificate included, into a chain's metrics folder.
 
     Args:
-        folder: where snn.csv, layers.csv, snn.json and certificate.json go.
+        folder: where snn.csv, layers.csv, snn.json, certificate.json and metrics.json go.
         trace: N images over T steps.
         architecture: the network's layers.
         labels: int64 [N].
@@ -129,15 +150,24 @@ def write_measures(
     write_csv(folder / "snn.csv", curves(trace, labels))
     write_csv(folder / "layers.csv", layer_curves(trace, architecture))
     write_json(folder / "certificate.json", certificate(trace, architecture, settings.settle_limit))
-    write_json(folder / "snn.json", totals(trace, labels, ann_predictions))
+    found = totals(trace, labels, ann_predictions)
+    write_json(folder / "snn.json", found)
+    write_json(folder / "metrics.json", headline(float((ann_predictions == labels).mean()), found))
 
 
-def write_no_measures(folder: Path) -> None:
-    """Writes the same files for a network without spikes: tables without rows, `simulated` false."""
+def write_no_measures(folder: Path, ann_accuracy: float) -> None:
+    """Writes the same files for a network without spikes: tables without rows, `simulated` false.
+
+    Args:
+        folder: as above.
+        ann_accuracy: of the trained network, from 0 to 1.
+    """
     write_csv(folder / "snn.csv", {name: [] for name in CURVE_COLUMNS})
     write_csv(folder / "layers.csv", {name: [] for name in LAYER_COLUMNS})
-    write_json(folder / "certificate.json", {"simulated": False})
-    write_json(folder / "snn.json", {"simulated": False})
+    nothing = {"simulated": False}
+    write_json(folder / "certificate.json", nothing)
+    write_json(folder / "snn.json", nothing)
+    write_json(folder / "metrics.json", headline(ann_accuracy, nothing))
 
 
 def write_logs(folder: Path, trace: Trace, labels: Integers, log_batch: int) -> None:
