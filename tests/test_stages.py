@@ -123,11 +123,12 @@ def files(folder: Path) -> list[str]:
 
 def test_all_files_are_there_and_nothing_else(project: Path) -> None:
     results = ["ann.json", "certificate.json", "conversion.json", "finetune.csv", "layers.csv", "snn.csv", "snn.json"]
+    results += ["metrics.json", "train.csv"]
     wanted = ["params.yaml", "data/tiny/images.safetensors", "data/tiny/small-1-0/integer/network.safetensors"]
     wanted += [f"metrics/tiny/small-1-0/logs/k1/{name}" for name in LOGS]
     for chain in ("small-1-0", "small-fp32-0"):
         wanted += [f"data/tiny/{chain}/{name}.safetensors" for name in ("train", "finetune", "evaluate")]
-        wanted += [f"metrics/tiny/{chain}/{name}" for name in [*results, "train.csv"]]
+        wanted += [f"metrics/tiny/{chain}/{name}" for name in results]
     assert files(project) == sorted(wanted)
     # DVC wants every out of a stage to exist, so full precision has these folders too, empty.
     assert list((project / "data" / "tiny" / "small-fp32-0" / "integer").iterdir()) == []
@@ -152,6 +153,7 @@ def test_full_precision_only_says_that_it_has_no_spikes(project: Path) -> None:
     folder = metrics(project, "fp32")
     assert read(folder / "conversion.json") == {"converted": False}
     assert read(folder / "snn.json") == read(folder / "certificate.json") == {"simulated": False}
+    assert read(folder / "metrics.json") == {"ann_accuracy": read(folder / "ann.json")["accuracy"]}
 
 
 # What they say
@@ -225,6 +227,13 @@ def test_the_totals_are_the_last_line_of_the_curve(project: Path) -> None:
     assert set(accuracies[stable - 1 :]) == {snn["accuracy"]}
     assert stable == 1 or accuracies[stable - 2] != snn["accuracy"]
     assert [float(row["settled"]) == 1 for row in curve].index(True) + 1 == snn["settled_step"]
+    assert read(metrics(project, 1) / "metrics.json") == {
+        "ann_accuracy": read(metrics(project, 1) / "ann.json")["accuracy"],
+        "snn_accuracy": snn["accuracy"],
+        "stable_step": stable,
+        "spikes": snn["positive_spikes"] + snn["negative_spikes"],
+        "synops": snn["synops"],
+    }
 
 
 def test_layers_add_up_to_the_curve(project: Path) -> None:
