@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from quantspike import augmentation
 from quantspike.class_folders import Labelled
 from quantspike.data import Dataset, build_dataset
+from quantspike.networks import QuantizedCNN
 
 PARAMS: dict[str, Any] = {
     "run": {"profile": ["tiny"], "model": ["small"], "k": ["fp32", 1], "seed": [0]},
@@ -73,6 +76,16 @@ def labelled(n: int, seed: int, channels: int = 1, size: int = 6, classes: int =
     images = random.integers(0, 160, (n, channels, size, size), dtype=np.uint8)
     images[np.arange(n), :, 1 + labels] += 90
     return images, labels
+
+
+def with_averages(network: QuantizedCNN, dataset: Dataset) -> QuantizedCNN:
+    """Lets batch normalization see the training images, so that an untrained network has activations to speak of."""
+    images = augmentation.test_images(torch.from_numpy(dataset.train_images), network.architecture.image_size)
+    network.train()
+    with torch.no_grad():
+        for _ in range(60):  # 0.9^60 = 0.002 of what the averages were
+            network(images)
+    return network
 
 
 @pytest.fixture

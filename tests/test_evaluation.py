@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import with_averages
 from quantspike import augmentation
 from quantspike.architecture import Architecture
 from quantspike.data import Dataset
@@ -21,8 +22,9 @@ ARCHITECTURE = Architecture.parse("4C3-P2-5", image_size=4, image_channels=1, cl
 
 
 def test_the_report_is_that_of_a_loop_over_the_test_images(tiny_dataset: Dataset) -> None:
-    network = new_network(ARCHITECTURE, 1, 0).eval()
+    network = with_averages(new_network(ARCHITECTURE, 1, 0), tiny_dataset).eval()
     scores, report = evaluate(network, tiny_dataset)
+    assert len(scores.unique(dim=0)) > 8
     correct, loss = 0, 0.0
     for image, label, given in zip(tiny_dataset.test_images, tiny_dataset.test_labels, scores, strict=True):
         expected = network(augmentation.test_images(torch.from_numpy(image)[None], 4))[0]
@@ -49,7 +51,7 @@ def test_the_report_holds_the_costs_and_the_data_and_fits_into_json(tiny_dataset
 
 
 def test_training_images_play_no_part(tiny_dataset: Dataset) -> None:
-    network = new_network(ARCHITECTURE, 1, 0)
+    network = with_averages(new_network(ARCHITECTURE, 1, 0), tiny_dataset)
     other = replace(tiny_dataset, train_images=255 - tiny_dataset.train_images)
     assert torch.equal(evaluate(network, tiny_dataset)[0], evaluate(network, other)[0])
 

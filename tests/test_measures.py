@@ -220,14 +220,18 @@ def test_everything_that_was_measured_is_written(tmp_path: Path, trace: Trace) -
     found = totals(trace, LABELS, ANN)
     assert {name: written[name] for name in found} == found
     assert json.loads((tmp_path / "certificate.json").read_text()) == certificate(trace, ARCHITECTURE, 10)
+    # The trained network is right in 4 of 5 images; 4 positive and 1 negative spikes per image.
+    headline = {"ann_accuracy": 0.8, "snn_accuracy": 0.8, "stable_step": 3, "spikes": 5.0, "synops": 15.0}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == headline
 
 
 def test_a_network_without_spikes_gets_files_without_rows(tmp_path: Path) -> None:
-    write_no_measures(tmp_path)
+    write_no_measures(tmp_path, 0.75)
     assert rows(tmp_path / "snn.csv") == [list(CURVE_COLUMNS)]
     assert rows(tmp_path / "layers.csv") == [list(LAYER_COLUMNS)]
     for name in ("snn.json", "certificate.json"):
         assert json.loads((tmp_path / name).read_text()) == {"simulated": False}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"ann_accuracy": 0.75}
 
 
 def test_traces_of_pieces_are_joined_in_order(trace: Trace) -> None:
