@@ -10,7 +10,7 @@ writes:  data/<profile>/<model>-<k>-<seed>/integer/network.safetensors (an empty
 
 from quantspike import cli
 from quantspike.checkpoints import load_checkpoint
-from quantspike.conversion import convert, describe
+from quantspike.conversion import conversion_report, convert
 from quantspike.data import load_dataset
 from quantspike.files import write_json
 from quantspike.integer import save_integer_network
@@ -19,8 +19,8 @@ from quantspike.paths import Chain
 
 
 def main(params: Params, chain: Chain) -> None:
-    chain.integer_network.parent.mkdir(parents=True, exist_ok=True)
     if not chain.quantized:
+        chain.integer_network.parent.mkdir(parents=True, exist_ok=True)
         write_json(chain.metrics / "conversion.json", {"converted": False})
         print(f"{chain.key}: full precision is not converted")
         return
@@ -29,7 +29,7 @@ def main(params: Params, chain: Chain) -> None:
     network = load_checkpoint(chain.data / "finetune.safetensors", architecture, chain.k).network
     converted = convert(network, params.profiles[chain.profile].convert.weight_bits)
     save_integer_network(chain.integer_network, converted)
-    write_json(chain.metrics / "conversion.json", describe(converted))
+    write_json(chain.metrics / "conversion.json", conversion_report(converted))
     print(f"{chain.key}: {len(converted.layers)} layers converted to {converted.weight_bits}-bit integers")
 
 

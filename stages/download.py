@@ -2,6 +2,7 @@
 
 reads:   profiles.<profile>.data in params.yaml; the source that data.source names
 writes:  data/<profile>/images.safetensors (uint8 images, labels, class names, fingerprint of the source)
+         data/downloads/ (the official archive, for the source cifar10)
 """
 
 from pathlib import Path

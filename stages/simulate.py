@@ -21,25 +21,25 @@ from quantspike.integer import load_integer_network
 from quantspike.params import Params
 from quantspike.paths import Chain
 from quantspike.simulation import simulate
-from quantspike.simulation.measures import check_proved, describe, write_logs, write_measures, write_no_measures
+from quantspike.simulation.measures import check_proved, verdict, write_logs, write_measures, write_no_measures
 
 
 def main(params: Params, chain: Chain) -> None:
     logs = chain.metrics / "logs" / f"k{chain.k}"
-    logs.mkdir(parents=True, exist_ok=True)
     if not chain.quantized:
+        logs.mkdir(parents=True, exist_ok=True)
         write_no_measures(chain.metrics, read_json(chain.metrics / "ann.json")["accuracy"])
         print(f"{chain.key}: full precision has no spikes to simulate")
         return
     settings, device = params.profiles[chain.profile].simulate, resolve_device(params.device)
     network = load_integer_network(chain.integer_network)
     dataset = load_dataset(chain.dataset)
-    ann_predictions = load_scores(chain.data / "evaluate.safetensors").argmax(1).numpy()
+    ann_predictions = load_scores(chain.data / "evaluate.safetensors", len(dataset.test_images)).argmax(1)
     trace = simulate(network, torch.from_numpy(dataset.test_images), settings, device)
-    write_measures(chain.metrics, trace, network.architecture, dataset.test_labels, ann_predictions, settings)
+    write_measures(chain.metrics, trace, network.architecture, dataset.test_labels, ann_predictions.numpy(), settings)
     write_logs(logs, trace, dataset.test_labels, settings.log_batch)
     check_proved(trace)
-    print(f"{chain.key}: {describe(trace)}")
+    print(f"{chain.key}: {verdict(trace)}")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ writes:  data/<profile>/<model>-<k>-<seed>/train.safetensors (weights, batch-nor
 """
 
 from quantspike import cli
-from quantspike.checkpoints import make_adam, save_checkpoint
+from quantspike.checkpoints import save_checkpoint
 from quantspike.curves import print_epoch, write_epochs
 from quantspike.data import load_dataset
 from quantspike.devices import resolve_device
 from quantspike.networks import new_network
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.training import TRAIN, Schedule, hold_out, splits, train
+from quantspike.training import TRAIN, Schedule, hold_out, make_adam, splits, train
 
 
 def main(params: Params, chain: Chain) -> None:

@@ -80,7 +80,7 @@ def labelled(n: int, seed: int, channels: int = 1, size: int = 6, classes: int =
 
 def with_averages(network: QuantizedCNN, dataset: Dataset) -> QuantizedCNN:
     """Lets batch normalization see the training images, so that an untrained network has activations to speak of."""
-    images = augmentation.test_images(torch.from_numpy(dataset.train_images), network.architecture.image_size)
+    images = augmentation.central_images(torch.from_numpy(dataset.train_images), network.architecture.image_size)
     network.train()
     with torch.no_grad():
         for _ in range(60):  # 0.9^60 = 0.002 of what the averages were

@@ -92,7 +92,7 @@ def _make_spiking(chain: Chain, k: int, accuracy: float, steps: int, images: int
         "integer_accuracy": curve[-1],
     }
     snn |= {"accuracy": curve[-1], "ann_agreement": 0.989, "differing_predictions": 0, "stable_step": stable}
-    snn |= {"settled_step": None if k == 2 else stable + 27, "unsettled": 0, "engine": "dense", "seconds": 12.5}
+    snn |= {"settled_step": None if k == 2 else stable + 27, "unsettled": 0}
     snn |= dict(zip(COUNTS[:4], counts[-1], strict=False))
     _write_json(chain.metrics / "snn.json", snn)
     _write_json(chain.metrics / "certificate.json", {"images": images, "settled": images, "mismatches": 0})

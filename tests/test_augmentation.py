@@ -148,14 +148,14 @@ def test_standardization_gives_mean_0_and_std_1_over_the_whole_image() -> None:
 @pytest.mark.parametrize("level", [0, 7, 255])
 def test_a_uniform_image_becomes_0(level: int) -> None:
     image = torch.full((1, 3, 24, 24), level, dtype=torch.uint8)
-    assert torch.equal(augmentation.test_images(image, 24), torch.zeros(1, 3, 24, 24))
+    assert torch.equal(augmentation.central_images(image, 24), torch.zeros(1, 3, 24, 24))
 
 
 def test_a_nearly_uniform_image_is_divided_by_the_floor() -> None:
     image = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     image[0, 0, 0, 0] = 1
     # n = 16: mean 1/16, std sqrt(15) / 16 = 0.242, which is below 1 / sqrt(16) = 0.25.
-    result = augmentation.test_images(image, 4)[0, 0]
+    result = augmentation.central_images(image, 4)[0, 0]
     assert result[0, 0] == (1 - 1 / 16) / 0.25  # 3.75
     assert result[1, 1] == -1 / 16 / 0.25  # -0.25
 
@@ -183,7 +183,7 @@ def test_of_an_odd_rest_the_larger_part_is_cut_below_and_right() -> None:
 def test_test_images_are_cropped_and_standardized_and_nothing_else() -> None:
     images = noise(5, 9)
     expected = np.stack([slow_standardize(image[:, 2:7, 2:7]) for image in images.double().numpy()])
-    result = augmentation.test_images(images, 5)
+    result = augmentation.central_images(images, 5)
     torch.testing.assert_close(result, torch.from_numpy(expected).float(), rtol=0, atol=1e-6)
 
 
@@ -254,7 +254,7 @@ def test_no_input_is_changed(crop: int) -> None:
     draws = draw(10, 6, crop, flip=True, generator=generator())
     before = [value.clone() for value in (images, *vars(draws).values())]
     augment(images, draws, crop)
-    augmentation.test_images(images, crop)
+    augmentation.central_images(images, crop)
     pixels = images.float()
     standardize(pixels)
     for value, kept in zip((images, *vars(draws).values()), before, strict=True):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from quantspike import tensors
 from quantspike.architecture import Architecture
-from quantspike.checkpoints import FORMAT, VERSION, load_checkpoint, make_adam, resume_adam, save_checkpoint
+from quantspike.checkpoints import FORMAT, VERSION, load_checkpoint, resume_adam, save_checkpoint
 from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN, new_network
 from quantspike.tensors import load_tensors, save_tensors
+from quantspike.training import make_adam
 
 ARCHITECTURE = Architecture.parse("4C3-P2-5", image_size=4, image_channels=1, classes=3)
 

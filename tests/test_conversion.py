@@ -14,7 +14,7 @@ from torch import Tensor
 import oracle
 from make_networks import LAYER_STRINGS, random_images, set_normalization
 from quantspike.architecture import Architecture
-from quantspike.conversion import convert, describe, fold, thresholds
+from quantspike.conversion import conversion_report, convert, fold, thresholds
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
 from quantspike.networks import QuantizedCNN, new_network
@@ -325,7 +325,7 @@ def test_the_description_counts_what_was_converted() -> None:
     network = one_neuron([0.5, -1.25], k=1)
     set_normalization(network.blocks[0], scale=[-3.0], shift=[0.75], mean=[0.5], deviation=[2.0])
     torch.nn.init.zeros_(network.blocks[1].convolution.weight)
-    text = describe(convert(network, 4))
+    text = conversion_report(convert(network, 4))
     sizes = {
         "neurons": 1,
         "smallest_threshold": 2,

@@ -27,7 +27,7 @@ def test_the_report_is_that_of_a_loop_over_the_test_images(tiny_dataset: Dataset
     assert len(scores.unique(dim=0)) > 8
     correct, loss = 0, 0.0
     for image, label, given in zip(tiny_dataset.test_images, tiny_dataset.test_labels, scores, strict=True):
-        expected = network(augmentation.test_images(torch.from_numpy(image)[None], 4))[0]
+        expected = network(augmentation.central_images(torch.from_numpy(image)[None], 4))[0]
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
         correct += int(expected.argmax()) == label
         exponentials = [math.exp(value) for value in given.tolist()]
@@ -59,9 +59,15 @@ def test_training_images_play_no_part(tiny_dataset: Dataset) -> None:
 def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
     scores = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
     save_scores(tmp_path / "scores", scores)
-    assert torch.equal(load_scores(tmp_path / "scores"), scores)
+    assert torch.equal(load_scores(tmp_path / "scores", 7), scores)
+
+
+def test_scores_of_other_images_are_refused(tmp_path: Path) -> None:
+    save_scores(tmp_path / "scores", torch.zeros(7, 3))
+    with pytest.raises(QuantspikeError, match="holds scores of 7 images, but there are 8: run dvc repro"):
+        load_scores(tmp_path / "scores", 8)
 
 
 def test_absent_scores_are_named(tmp_path: Path) -> None:
     with pytest.raises(QuantspikeError, match="scores is not there"):
-        load_scores(tmp_path / "scores")
+        load_scores(tmp_path / "scores", 7)

@@ -20,10 +20,10 @@ from quantspike.simulation.measures import (
     certificate,
     check_proved,
     curves,
-    describe,
     layer_curves,
     stable_step,
     totals,
+    verdict,
     write_logs,
     write_measures,
     write_no_measures,
@@ -153,7 +153,7 @@ def test_a_certificate_counts_images_that_settle_after_the_last_step(trace: Trac
         "mismatches": 0,
         "first_mismatch": None,
     }
-    assert describe(trace) == "5 of 5 images came to rest by step 6, equal to the integer network in every net count"
+    assert verdict(trace) == "5 of 5 images came to rest by step 6, equal to the integer network in every net count"
     check_proved(trace)
 
 
@@ -161,7 +161,7 @@ def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
     first = Mismatch(image=2, layer=1, channel=0, y=1, x=0, spiking=3, integer=4)
     wrong = replace(trace, settled_step=np.array([3, 0, 3, 1, 0]), mismatching_images=2, first_mismatch=first)
     found = certificate(wrong, ARCHITECTURE, 10)
-    assert {name: found[name] for name in ("settled", "unsettled", "equal", "mismatches")} == {
+    assert {name: found[name] for name in ("settled", "unsettled_at_limit", "equal", "mismatches")} == {
         "settled": 3,
         "unsettled": 2,
         "equal": 1,
@@ -178,7 +178,7 @@ def test_a_certificate_without_any_settled_image_has_no_settling_steps(trace: Tr
     found = certificate(never, ARCHITECTURE, 10)
     assert (found["settled"], found["equal"], found["unsettled"]) == (0, 0, 5)
     assert (found["first_settling_step"], found["last_settling_step"]) == (None, None)
-    assert describe(never).startswith("0 of 5 images came to rest")
+    assert verdict(never).startswith("0 of 5 images came to rest")
 
 
 def logs(folder: Path) -> dict[str, list[int]]:

@@ -21,7 +21,7 @@ from quantspike.params import Simulate
 from quantspike.simulation import Mismatch, Trace, simulate
 from quantspike.simulation import run as run_module
 from quantspike.simulation.dense import DenseEngine
-from quantspike.simulation.measures import certificate, check_proved, curves, describe, layer_curves
+from quantspike.simulation.measures import certificate, check_proved, curves, layer_curves, verdict
 
 CPU = torch.device("cpu")
 LIMIT = 4096
@@ -138,9 +138,13 @@ def test_an_image_that_does_not_settle_is_reported_and_never_called_equal(
     trace = run(network, images, 2, limit=limit, batch_size=4)
     assert trace.settled_step.tolist() == np.where(in_time, expected["settled_step"], 0).tolist()
     proof = certificate(trace, network.architecture, limit)
-    assert (proof["settled"], proof["unsettled"], proof["equal"]) == (in_time.sum(), 7 - in_time.sum(), in_time.sum())
+    assert (proof["settled"], proof["unsettled_at_limit"], proof["equal"]) == (
+        in_time.sum(),
+        7 - in_time.sum(),
+        in_time.sum(),
+    )
     assert proof["mismatches"] == 0
-    assert describe(trace).startswith(f"{in_time.sum()} of 7 images came to rest by step {limit}")
+    assert verdict(trace).startswith(f"{in_time.sum()} of 7 images came to rest by step {limit}")
     check_proved(trace)
 
 
@@ -242,7 +246,7 @@ def test_an_engine_with_a_wrong_weight_is_caught_and_the_neuron_named(
         check_proved(trace)
     proof = certificate(trace, network.architecture, LIMIT)
     assert (proof["settled"], proof["equal"], proof["mismatches"]) == (6, 4, 2)
-    assert describe(trace).startswith("4 of 6 images came to rest")
+    assert verdict(trace).startswith("4 of 6 images came to rest")
 
 
 def test_the_place_of_a_wrong_neuron_is_its_place_in_the_map(

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from quantspike import augmentation, training
 from quantspike.architecture import Architecture
-from quantspike.checkpoints import load_checkpoint, make_adam, resume_adam, save_checkpoint
+from quantspike.checkpoints import load_checkpoint, resume_adam, save_checkpoint
 from quantspike.data import Dataset
 from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN, new_network
-from quantspike.training import FINETUNE, TRAIN, Epoch, Schedule, Split, epoch_generator, hold_out, measure
+from quantspike.training import FINETUNE, TRAIN, Epoch, Schedule, Split, epoch_generator, hold_out, make_adam, measure
 
 SCHEDULE = Schedule(phase=TRAIN, epochs=1, batch_size=8, crop=4, flip=True, seed=5)
 ARCHITECTURE = Architecture.parse("4C3-P2-6C3-5", image_size=4, image_channels=1, classes=3)

@@ -56,7 +56,11 @@ def draw(n: int, image_size: int, crop: int, *, flip: bool, generator: torch.Gen
         crop: side of the square that is cut out, in pixels.
         flip: whether half of the images are mirrored.
         generator: source of randomness.
+
+    Raises:
+        QuantspikeError: the crop is larger than the images.
     """
+    check_crop(image_size, crop)
     device = generator.device
 
     def uniform(low: float, high: float) -> Tensor:
@@ -70,7 +74,8 @@ def draw(n: int, image_size: int, crop: int, *, flip: bool, generator: torch.Gen
 def augment(images: Tensor, draws: Draws, crop: int) -> Tensor:
     """Training images: random crop, flip, brightness, contrast about each channel's mean, standardization.
 
-    Nothing is clipped on the way.
+    Nothing is clipped on the way, so the standardization takes the brightness out again; it is part of the
+    published protocol all the same.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -90,12 +95,17 @@ def augment(images: Tensor, draws: Draws, crop: int) -> Tensor:
 
 
 def center_crop(images: Tensor, crop: int) -> Tensor:
-    """Cuts the central square out of [N, C, H, W]; of an odd remainder the larger part is cut below and right."""
+    """Cuts the central square out of [N, C, H, W]; of an odd remainder the larger part is cut below and right.
+
+    Raises:
+        QuantspikeError: the crop is larger than the images.
+    """
+    check_crop(min(images.shape[2:]), crop)
     row, column = (images.shape[2] - crop) // 2, (images.shape[3] - crop) // 2
     return images[:, :, row : row + crop, column : column + crop]
 
 
-def test_images(images: Tensor, crop: int) -> Tensor:
+def central_images(images: Tensor, crop: int) -> Tensor:
     """Test images: central crop, standardization. uint8 [N, C, H, W] -> float32 [N, C, crop, crop]."""
     return standardize(center_crop(images, crop).float())
 

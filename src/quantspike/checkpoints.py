@@ -13,6 +13,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN
 from quantspike.params import Precision
 from quantspike.tensors import Header, load_tensors, save_tensors
+from quantspike.training import make_adam
 
 FORMAT = "quantspike-cnn"
 VERSION = 1
@@ -73,11 +74,6 @@ def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Che
     return Checkpoint(path, network, {name: value for name, value in tensors.items() if name.startswith("adam.")})
 
 
-def make_adam(network: QuantizedCNN, learning_rate: float) -> torch.optim.Adam:
-    """Adam as published: betas 0.9 and 0.999, eps 1e-8, no weight decay."""
-    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
-
-
 def resume_adam(checkpoint: Checkpoint, learning_rate: float) -> torch.optim.Adam:
     """Adam for a checkpoint's network, wherever that lies now, with the moments that were saved.
 
@@ -86,17 +82,28 @@ def resume_adam(checkpoint: Checkpoint, learning_rate: float) -> torch.optim.Ada
         learning_rate: the rate to go on with.
 
     Raises:
-        QuantspikeError: the file held no moments for some parameter.
+        QuantspikeError: the file held no moments for some parameter, or some that do not fit it.
     """
     optimizer = make_adam(checkpoint.network, learning_rate)
     for name, parameter in checkpoint.network.named_parameters():
-        try:
-            moments = {moment: checkpoint.moments[f"adam.{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
-            step = checkpoint.moments["adam.step"].reshape(()).clone().to(parameter.device)
-        except KeyError as error:
-            raise QuantspikeError(f"{checkpoint.path} lacks the Adam moments {error}: train again") from error
-        optimizer.state[parameter] = {"step": step, **moments}
+        state = {moment: _moment(checkpoint, f"adam.{moment}.{name}", parameter) for moment in _MOMENTS}
+        step = _moment(checkpoint, "adam.step", torch.zeros(1, device=parameter.device))
+        optimizer.state[parameter] = {"step": step.reshape(()), **state}
     return optimizer
+
+
+def _moment(checkpoint: Checkpoint, name: str, like: Tensor) -> Tensor:
+    """A copy of a saved tensor, laid out in memory as `like` is.
+
+    Fused Adam walks weights and moments side by side in the order they have in memory and looks at no
+    strides: a moment of another layout would be taken for that of other weights, without an error.
+    """
+    saved = checkpoint.moments.get(name)
+    if saved is None:
+        raise QuantspikeError(f"{checkpoint.path} lacks {name}: train again")
+    if saved.shape != like.shape or not torch.isfinite(saved).all():
+        raise QuantspikeError(f"{checkpoint.path}: {name} does not fit its weights or is not finite; train again")
+    return torch.empty_like(like.detach()).copy_(saved)
 
 
 def _identity(architecture: Architecture, k: Precision) -> Header:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantspike.errors import QuantspikeError
-from quantspike.params import Params, Precision, check_precision, load_params
+from quantspike.params import SEED_LIMIT, Params, Precision, check_precision, load_params
 from quantspike.paths import Chain
 
 
@@ -65,7 +65,11 @@ def _parser(description: str | None, arguments: tuple[str, ...]) -> argparse.Arg
 
 def _precision(text: str) -> Precision:
     try:
-        return check_precision(int(text) if text.lstrip("-").isdigit() else text)
+        value: int | str = int(text)
+    except ValueError:
+        value = text
+    try:
+        return check_precision(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -75,7 +79,7 @@ def _check(params: Params, values: dict[str, Any]) -> None:
     for name, known in (("profile", params.profiles), ("model", params.models)):
         if name in values and values[name] not in known:
             raise QuantspikeError(f"--{name} {values[name]} is not defined; {name}s has {', '.join(known)}")
-    if values.get("seed", 0) < 0:
-        raise QuantspikeError(f"--seed must be 0 or more, found {values['seed']}")
+    if not 0 <= values.get("seed", 0) < SEED_LIMIT:
+        raise QuantspikeError(f"--seed must be 0 or more and below 2^32, found {values['seed']}")
     if "profile" in values and "model" in values:
         params.architecture(values["profile"], values["model"])

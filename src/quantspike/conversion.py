@@ -9,10 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from quantspike.errors import QuantspikeError
-from quantspike.integer import LARGEST_THRESHOLD, MEMBRANE_LIMIT, IntegerLayer, IntegerNetwork
+from quantspike.integer import (
+    CLASSIFIER_LIMIT,
+    LARGEST_THRESHOLD,
+    MEMBRANE_LIMIT,
+    WEIGHT_BITS,
+    IntegerLayer,
+    IntegerNetwork,
+)
 from quantspike.networks import Block, QuantizedCNN
-
-CLASSIFIER_LIMIT = 2**15 - 1
 
 Floats = NDArray[np.float64]
 
@@ -30,12 +35,14 @@ def convert(network: QuantizedCNN, weight_bits: int) -> IntegerNetwork:
         weight_bits: width of the weights, sign included, 4 to 16.
 
     Raises:
-        QuantspikeError: the network is not quantized, holds a value that is not finite, or a channel
-            has no threshold of at least 2 or a bias that leaves 31 bits; layer and channel are named.
+        QuantspikeError: the network is not quantized, the width is not allowed, a value is not finite, or a
+            channel has no threshold of at least 2 or a bias that leaves 31 bits; layer and channel are named.
     """
     k = network.k
     if k == "fp32":
         raise QuantspikeError("a full-precision network has no step to count in: convert one with an integer k")
+    if weight_bits not in WEIGHT_BITS:
+        raise QuantspikeError(f"weight_bits is {weight_bits}; allowed are {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]}")
     layers = []
     for index, block in enumerate(network.blocks):
         assert isinstance(block, Block)
@@ -61,14 +68,16 @@ def fold(block: Block, k: int) -> tuple[Floats, Floats]:
         W' as float64 [out, in, kernel, kernel] and b' as float64 [out], in units of 2^-k.
     """
     norm = block.normalization
-    scale, shift, mean, variance = (
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale, shift, mean, variance, weight = (
         tensor.detach().cpu().double().numpy()
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if tensor is not None
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var, block.convolution.weight)
     )
-    factor = scale / np.sqrt(variance + norm.eps)
-    weight = block.convolution.weight.detach().cpu().double().numpy()
-    return factor[:, None, None, None] * weight, 2.0**k * (shift - factor * mean)
+    # What is not finite is reported by its layer and channel, not by a warning.
+    with np.errstate(invalid="ignore", over="ignore"):
+        factor = scale / np.sqrt(variance + norm.eps)
+        return factor[:, None, None, None] * weight, 2.0**k * (shift - factor * mean)
 
 
 def thresholds(largest: Floats, limit: int, layer: int = 0) -> Floats:
@@ -100,7 +109,7 @@ def thresholds(largest: Floats, limit: int, layer: int = 0) -> Floats:
     return theta
 
 
-def describe(network: IntegerNetwork) -> dict[str, Any]:
+def conversion_report(network: IntegerNetwork) -> dict[str, Any]:
     """What the conversion did, for conversion.json: sizes and ranges of every layer."""
     layers = []
     for index, layer in enumerate(network.layers, start=1):

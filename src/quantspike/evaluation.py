@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quantspike.data import Dataset
+from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN
 from quantspike.operations import macs
 from quantspike.tensors import load_tensors, save_tensors
@@ -53,10 +54,17 @@ def save_scores(path: Path, scores: Tensor) -> None:
     save_tensors(path, FORMAT, VERSION, {}, {"scores": scores})
 
 
-def load_scores(path: Path) -> Tensor:
+def load_scores(path: Path, images: int) -> Tensor:
     """Reads class scores, float32 [N, classes].
 
+    Args:
+        path: the file.
+        images: the N there must be.
+
     Raises:
-        QuantspikeError: the file is absent, damaged or of another format.
+        QuantspikeError: the file is absent, damaged, of another format or of other images.
     """
-    return load_tensors(path, FORMAT, VERSION)[1]["scores"]
+    scores = load_tensors(path, FORMAT, VERSION)[1]["scores"]
+    if len(scores) != images:
+        raise QuantspikeError(f"{path} holds scores of {len(scores)} images, but there are {images}: run dvc repro")
+    return scores

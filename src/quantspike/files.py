@@ -24,12 +24,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         QuantspikeError: the file system refuses the write (disk full, no permission).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Same folder, since a rename is atomic only within one file system.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Same folder, since a rename is atomic only within one file system.
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(descriptor)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -39,7 +40,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise QuantspikeError(f"{path} could not be written: {error}; what stood there before is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ the number format it is computed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,8 +30,13 @@ MEMBRANE_LIMIT = 2**30
 
 LARGEST_THRESHOLD = 2**20
 
+CLASSIFIER_LIMIT = 2**15 - 1
 
-@dataclass(frozen=True)
+WEIGHT_BITS = range(4, 17)
+"""Widths of the weights that the format provides for, sign included."""
+
+
+@dataclass(frozen=True, eq=False)
 class IntegerLayer:
     """One convolution in whole numbers, each output channel on a grid of its own.
 
@@ -46,18 +52,18 @@ class IntegerLayer:
     bias: Tensor
     threshold: Tensor
 
-    @property
+    @cached_property
     def half_threshold(self) -> Tensor:
         """h = theta / 2, which turns rounding down into rounding to the nearest. int32 [out]."""
         return self.threshold // 2
 
-    @property
+    @cached_property
     def absolute_sums(self) -> Tensor:
         """S_o = sum_i |w_oi|, the largest change that one step of spikes can make. int64 [out]."""
         return self.weight.long().abs().sum(dim=(1, 2, 3))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntegerNetwork:
     """A converted network.
 
@@ -170,13 +176,6 @@ def check_membrane(membrane: Tensor, layer: int, images: Tensor | int = 0) -> No
 
 def save_integer_network(path: Path, network: IntegerNetwork) -> None:
     """Writes a network as safetensors with a header that says what it is, atomically."""
-    tensors = {"classifier": network.classifier}
-    for index, layer in enumerate(network.layers):
-        tensors |= {
-            f"layer{index}.weight": layer.weight,
-            f"layer{index}.bias": layer.bias,
-            f"layer{index}.threshold": layer.threshold,
-        }
     header: Header = {
         "layers": network.architecture.text,
         "image_size": network.architecture.image_size,
@@ -186,7 +185,7 @@ def save_integer_network(path: Path, network: IntegerNetwork) -> None:
         "weight_bits": network.weight_bits,
         "classifier_exponent": network.classifier_exponent,
     }
-    save_tensors(path, FORMAT, VERSION, header, tensors)
+    save_tensors(path, FORMAT, VERSION, header, _tensors(network))
 
 
 def load_integer_network(path: Path) -> IntegerNetwork:
@@ -221,49 +220,66 @@ def load_integer_network(path: Path) -> IntegerNetwork:
             tensors["classifier"],
             int(header["classifier_exponent"]),
         )
-    except (KeyError, ValueError, QuantspikeError) as error:
+    except (KeyError, TypeError, ValueError, QuantspikeError) as error:
         raise QuantspikeError(f"{path} is no whole integer network ({error}): delete it and run dvc repro") from error
+    if unexpected := set(tensors) - set(_tensors(network)):
+        raise QuantspikeError(
+            f"{path} holds tensors that its header does not announce: {', '.join(sorted(unexpected))}"
+        )
     _check_values(path, network)
     return network
 
 
-def _check_values(path: Path, network: IntegerNetwork) -> None:
-    limit = 2 ** (network.weight_bits - 1) - 1
+def _tensors(network: IntegerNetwork) -> dict[str, Tensor]:
+    """The tensors of a network by the names that they have in its file."""
+    tensors = {"classifier": network.classifier}
     for index, layer in enumerate(network.layers):
-        shape = layer.shape
-        expected = {
-            "weight": (torch.int16, (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)),
-            "bias": (torch.int32, (shape.out_channels,)),
-            "threshold": (torch.int32, (shape.out_channels,)),
+        tensors |= {f"layer{index}.{name}": getattr(layer, name) for name in ("weight", "bias", "threshold")}
+    return tensors
+
+
+def _check_values(path: Path, network: IntegerNetwork) -> None:
+    """Shapes first, then the ranges that every conversion keeps to."""
+    if network.k < 0 or network.weight_bits not in WEIGHT_BITS:
+        raise QuantspikeError(f"{path} announces k = {network.k} and {network.weight_bits} bits, which do not exist")
+    architecture = network.architecture
+    expected = {"classifier": (torch.int16, (architecture.classes, architecture.layers[-1].out_channels))}
+    for index, shape in enumerate(architecture.layers):
+        channels = (shape.out_channels,)
+        expected |= {
+            f"layer{index}.weight": (torch.int16, (*channels, shape.in_channels, shape.kernel, shape.kernel)),
+            f"layer{index}.bias": (torch.int32, channels),
+            f"layer{index}.threshold": (torch.int32, channels),
         }
-        for name, wanted in expected.items():
-            tensor: Tensor = getattr(layer, name)
-            found = (tensor.dtype, tuple(tensor.shape))
-            if found != wanted:
-                raise QuantspikeError(f"{path}: layer{index}.{name} is {found}, expected {wanted}")
-        largest = int(layer.weight.int().abs().max())
-        if largest > limit:
-            raise QuantspikeError(
-                f"{path}: layer{index} holds a weight of magnitude {largest}, beyond the {limit} of "
-                f"{network.weight_bits} bits"
-            )
+    for name, tensor in _tensors(network).items():
+        if (found := (tensor.dtype, tuple(tensor.shape))) != expected[name]:
+            raise QuantspikeError(f"{path}: {name} is {found}, expected {expected[name]}")
+    _check_range(path, "classifier", network.classifier, CLASSIFIER_LIMIT)
+    for index, layer in enumerate(network.layers):
+        _check_range(path, f"layer{index}.weight", layer.weight, 2 ** (network.weight_bits - 1) - 1)
+        _check_range(path, f"layer{index}.bias", layer.bias, MEMBRANE_LIMIT - 1)
         if bool(((layer.threshold < 2) | (layer.threshold > LARGEST_THRESHOLD) | (layer.threshold % 2 != 0)).any()):
             raise QuantspikeError(f"{path}: layer{index} holds a threshold that is not even and from 2 to 2^20")
-    wanted_classifier = (network.architecture.classes, network.architecture.layers[-1].out_channels)
-    if network.classifier.dtype != torch.int16 or tuple(network.classifier.shape) != wanted_classifier:
-        raise QuantspikeError(f"{path}: the classifier is not int16 {wanted_classifier}")
+
+
+def _check_range(path: Path, name: str, values: Tensor, limit: int) -> None:
+    largest = int(values.long().abs().max())
+    if largest > limit:
+        raise QuantspikeError(f"{path}: {name} holds a value of magnitude {largest}, beyond the {limit} of its format")
 
 
 def _standardize_exactly(pixels: Tensor) -> Tensor:
-    """(x - mean) / max(std, 1/sqrt(n)) in float64, from integer sums. uint8 [N, C, H, W] -> float64."""
+    """(x - mean) / max(std, 1/sqrt(n)) over all n values of an image. uint8 [N, C, H, W] -> float64.
+
+    Multiplied by n above and below, all but one root and one division is in whole numbers, with S and Q
+    the sums of the pixels and of their squares: (n x - S) / sqrt(max(n Q - S^2, n)).
+    """
     values = pixels.long()
     n = values[0].numel()
     total = values.sum(dim=(1, 2, 3), keepdim=True)
     squares = values.square().sum(dim=(1, 2, 3), keepdim=True)
-    # Numerator and denominator are whole numbers below 2^53, so only the division rounds.
-    variance = (n * squares - total.square()).double() / (n * n)
-    deviation = variance.sqrt().clamp(min=n**-0.5)
-    return (values.double() - total.double() / n) / deviation
+    radicand = (n * squares - total.square()).clamp(min=n)
+    return (n * values - total).double() / radicand.double().sqrt()
 
 
 def _drive(counts: Tensor, layer: IntegerLayer, index: int) -> Tensor:

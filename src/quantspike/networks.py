@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from quantspike.architecture import Architecture, Layer
+from quantspike.params import Precision
 from quantspike.quantization import Quantizer
 
 BATCH_NORM_EPS = 1e-5
@@ -16,10 +15,10 @@ BATCH_NORM_EPS = 1e-5
 class Block(nn.Sequential):
     """Convolution without bias, batch normalization, ReLU and, for an integer k, the quantizer."""
 
-    def __init__(self, layer: Layer, in_channels: int, k: Literal["fp32"] | int) -> None:
+    def __init__(self, layer: Layer, k: Precision) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(
-            in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, bias=False
+            layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, bias=False
         )
         # torch's momentum 0.1 is a decay of 0.9 for the running averages.
         self.normalization = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPS, momentum=0.1)
@@ -38,12 +37,15 @@ class QuantizedCNN(nn.Module):
         k: binary places of the activations, or `fp32` for none.
     """
 
-    def __init__(self, architecture: Architecture, k: Literal["fp32"] | int) -> None:
+    def __init__(self, architecture: Architecture, k: Precision) -> None:
         super().__init__()
         self.architecture = architecture
         self.k = k
-        self.blocks = nn.ModuleList(Block(layer, layer.in_channels, k) for layer in architecture.layers)
+        self.blocks = nn.ModuleList(Block(layer, k) for layer in architecture.layers)
         self.classifier = nn.Linear(architecture.layers[-1].out_channels, architecture.classes, bias=False)
+        # The layout in which convolutions run fastest. It must not change once an optimizer holds the weights:
+        # fused Adam goes through weights and moments in the order they have in memory.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores of standardized images: [N, C, H, W] float -> [N, classes] float."""
@@ -56,11 +58,11 @@ class QuantizedCNN(nn.Module):
     @property
     def weights(self) -> int:
         """Number of convolution and classifier weights, batch normalization left out."""
-        convolutions = sum(block.convolution.weight.numel() for block in self.blocks)  # type: ignore[union-attr, operator, misc]
-        return int(convolutions + self.classifier.weight.numel())
+        # Scales and shifts of batch normalization have one dimension, weights two or four.
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
 
 
-def new_network(architecture: Architecture, k: Literal["fp32"] | int, seed: int) -> QuantizedCNN:
+def new_network(architecture: Architecture, k: Precision, seed: int) -> QuantizedCNN:
     """An untrained network with the initial weights that belong to a seed, on the CPU."""
     network = QuantizedCNN(architecture, k)
     initialize(network, torch.Generator().manual_seed(seed))

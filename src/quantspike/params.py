@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,8 @@ Precision = Literal["fp32"] | int
 
 LARGEST_K = 24
 """An fp32 number has 24 significant bits: from there on rounding to 2^-k changes nothing."""
+
+SEED_LIMIT = 2**32
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -70,7 +72,7 @@ class Run(Section):
     profile: list[Name] = Field(min_length=1)
     model: list[Name] = Field(min_length=1)
     k: list[Annotated[Precision, BeforeValidator(check_precision)]] = Field(min_length=1)
-    seed: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
+    seed: list[Annotated[int, Field(ge=0, lt=SEED_LIMIT)]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _no_duplicates(self) -> Run:
@@ -205,10 +207,12 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
             the message names every place.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise QuantspikeError(f"{path} is not here: run from the project's folder, or name it with --params") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise QuantspikeError(f"{path} cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise QuantspikeError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise QuantspikeError(f"{path} must hold the sections run, models and profiles, found {type(content).__name__}")
@@ -216,6 +220,17 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         raise QuantspikeError(f"{path} holds {_describe(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands twice in the mapping at{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def _describe(error: ValidationError) -> str:
@@ -240,9 +255,13 @@ def _describe(error: ValidationError) -> str:
 def _suggestion(place: tuple[int | str, ...]) -> str:
     """The keys that may stand where an unknown one was found."""
     section: type[BaseModel] = Params
-    for part in place[:-1]:
-        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
-        inner = [found for found in (annotation, *get_args(annotation)) if isinstance(found, type)]
-        # A name of the user's own, such as that of a profile, stands between the mapping and what it holds.
-        section = next((found for found in inner if issubclass(found, BaseModel)), section)
+    parts = iter(place[:-1])
+    for part in parts:
+        annotation = section.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            next(parts, None)  # a name of the user's own, such as that of a profile
+            annotation = get_args(annotation)[1]
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        section = annotation
     return f"; allowed are {', '.join(section.model_fields)}"

@@ -51,6 +51,8 @@ def load_tensors(path: Path, file_format: str, version: int) -> tuple[Header, di
             if file_format not in metadata:
                 raise QuantspikeError(f"{path} is no {file_format} file: delete it and run dvc repro")
             header: Header = json.loads(metadata[file_format])
+            if not isinstance(header, dict):
+                raise ValueError("its header is no mapping")
             if header.get("version") != version:
                 raise QuantspikeError(
                     f"{path} is of version {header.get('version')}, this quantspike reads {version}: "

@@ -88,6 +88,11 @@ class Epoch:
     seconds: float
 
 
+def make_adam(network: QuantizedCNN, learning_rate: float) -> torch.optim.Adam:
+    """Adam as published: betas 0.9 and 0.999, eps 1e-8, no weight decay."""
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
 def splits(dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
     """Training and test images of a data set, put on a device once and for all."""
     training = Split(torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels))
@@ -104,7 +109,10 @@ def hold_out(images: Split, count: int, seed: int) -> tuple[Split, Split | None]
     if count == 0:
         return images, None
     if count > len(images) - 2:
-        raise QuantspikeError(f"train.validation is {count}, but there are only {len(images)} training images")
+        raise QuantspikeError(
+            f"train.validation is {count}, but of {len(images)} training images at most {len(images) - 2} "
+            "can be held out"
+        )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.labels.device)
     held, kept = order[:count], order[count:]
     return Split(images.images[kept], images.labels[kept]), Split(images.images[held], images.labels[held])
@@ -134,25 +142,27 @@ def train(
         A record per epoch.
 
     Raises:
-        QuantspikeError: the loss is no longer finite.
+        QuantspikeError: the loss, or a weight after the last epoch, is no longer finite.
     """
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     records = []
     for epoch in range(1, schedule.epochs + 1):
         start = time.perf_counter()
         loss, accuracy = _one_epoch(network, optimizer, schedule, epoch, training)
         record = Epoch(
-            epoch,
-            loss,
-            accuracy,
-            measure(network, validation, schedule.crop)[0] if validation else None,
-            measure(network, test, schedule.crop)[0],
-            optimizer.param_groups[0]["lr"],
-            time.perf_counter() - start,
+            epoch=epoch,
+            loss=loss,
+            train_accuracy=accuracy,
+            validation_accuracy=None if validation is None else measure(network, validation, schedule.crop)[0],
+            test_accuracy=measure(network, test, schedule.crop)[0],
+            learning_rate=optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - start,
         )
         records.append(record)
         if report:
             report(record)
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise QuantspikeError(f"{name} is no longer finite after the last epoch: try a tenth of the learning rate")
     return records
 
 
@@ -180,7 +190,7 @@ def predict(network: QuantizedCNN, images: Tensor, crop: int) -> Tensor:
     try:
         with torch.inference_mode():
             batches = [
-                network(_channels_last(augmentation.test_images(part, crop)))
+                network(_channels_last(augmentation.central_images(part, crop)))
                 for part in torch.split(images, _TEST_BATCH)
             ]
             return torch.cat(batches)

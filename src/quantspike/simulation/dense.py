@@ -16,12 +16,14 @@ from quantspike.operations import fan_outs
 from quantspike.simulation.neuron import NeuronParameters, NeuronState, fire
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepCounts:
     """What one step did, for the images that were still running, layer by layer.
 
     Attributes:
-        positive, negative, synops: int64 [L, n].
+        positive: spikes of +1, int64 [L, n].
+        negative: spikes of -1, int64 [L, n].
+        synops: synapses that these spikes reach, int64 [L, n].
         at_rest: whether all neurons of a layer are at rest, bool [L, n].
     """
 
@@ -31,7 +33,7 @@ class StepCounts:
     at_rest: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Layer:
     weight: Tensor
     stride: int
@@ -102,8 +104,9 @@ class Batch:
         for index, layer in enumerate(self._layers):
             state = self._states[index]
             if spikes is not None:
-                state = replace(state, membrane=state.membrane + _current(spikes, layer))
-                check_membrane(state.membrane, index, self.images)
+                membrane = state.membrane + _current(spikes, layer)
+                check_membrane(membrane, index, self.images)
+                state = replace(state, membrane=membrane.int())
             spikes, self._states[index], at_rest = fire(layer.neurons, state)
             by_place = spikes.abs().sum(dim=1, dtype=torch.int64)
             total, net = by_place.sum(dim=(1, 2)), spikes.sum(dim=(1, 2, 3), dtype=torch.int64)
@@ -139,10 +142,9 @@ def exact_convolutions() -> Iterator[None]:
 
 
 def _current(spikes: Tensor, layer: _Layer) -> Tensor:
-    """Input of one step, int32, from spikes in {-1, 0, 1}."""
-    return functional.conv2d(
-        spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding
-    ).int()
+    """Input of one step from spikes in {-1, 0, 1}, in a type in which membrane and input can be added."""
+    sums = functional.conv2d(spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding)
+    return sums.int() if layer.weight.dtype == torch.float32 else sums.long()
 
 
 def _exact_format(layer: IntegerLayer) -> torch.dtype:

@@ -120,7 +120,7 @@ def certificate(trace: Trace, architecture: Architecture, settle_limit: int) -> 
         "neurons": architecture.neurons,
         "settle_limit": settle_limit,
         "settled": int(settled.sum()),
-        "unsettled": int((~settled).sum()),
+        "unsettled_at_limit": int((~settled).sum()),
         "first_settling_step": int(trace.settled_step[settled].min()) if settled.any() else None,
         "last_settling_step": int(trace.settled_step.max()) if settled.any() else None,
         "equal": int(settled.sum()) - trace.mismatching_images,
@@ -194,12 +194,13 @@ def write_logs(folder: Path, trace: Trace, labels: Integers, log_batch: int) -> 
         write_text(folder / name, "".join(f"{value}\n" for value in by_batch.T.ravel()))
 
 
-def describe(trace: Trace) -> str:
+def verdict(trace: Trace) -> str:
     """One sentence for the terminal."""
     settled = trace.settled_step > 0
     equal = int(settled.sum()) - trace.mismatching_images
     last = f" by step {trace.settled_step.max()}" if settled.any() else ""
-    return f"{equal} of {trace.images} images came to rest{last}, equal to the integer network in every net count"
+    text = f"{equal} of {trace.images} images came to rest{last}, equal to the integer network in every net count"
+    return text if settled.all() else f"{text}; {int((~settled).sum())} had not come to rest by the settling limit"
 
 
 def check_proved(trace: Trace) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeuronParameters:
     """What does not change: int32, broadcastable to the layer's [N, C, H, W].
 
@@ -21,7 +21,7 @@ class NeuronParameters:
     half_threshold: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeuronState:
     """What changes from step to step: int32 [N, C, H, W].
 

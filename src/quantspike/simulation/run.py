@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
 from quantspike.params import Simulate
 from quantspike.simulation.dense import Batch, DenseEngine, StepCounts, exact_convolutions
@@ -28,8 +29,10 @@ def simulate(network: IntegerNetwork, images: Tensor, settings: Simulate, device
         device: where the simulation runs.
 
     Raises:
-        QuantspikeError: a membrane would leave 31 bits, or the images do not fit the network.
+        QuantspikeError: there are no images, they do not fit the network, or a membrane would leave 31 bits.
     """
+    if len(images) == 0:
+        raise QuantspikeError("there are no images to simulate")
     with exact_convolutions():
         engine = DenseEngine(network, device)
         traces = []
@@ -100,7 +103,8 @@ class _Record:
             if bool(different.any()):
                 wrong |= different.flatten(1).any(dim=1)
                 place = different.nonzero()[0].tolist()
-                self._note(int(chosen[place[0]]), layer, place, int(counts[tuple(place)]), int(target[tuple(place)]))
+                values = int(counts[tuple(place)]), int(target[tuple(place)])
+                self._note(Mismatch(self._first + int(chosen[place[0]]), layer + 1, *place[1:], *values))
         self._mismatching += int(wrong.sum())
 
     def trace(self, integer_predictions: Tensor) -> Trace:
@@ -126,6 +130,6 @@ class _Record:
             first_mismatch=self._mismatch,
         )
 
-    def _note(self, image: int, layer: int, place: list[int], spiking: int, integer: int) -> None:
-        if self._mismatch is None:
-            self._mismatch = Mismatch(self._first + image, layer + 1, place[1], place[2], place[3], spiking, integer)
+    def _note(self, mismatch: Mismatch) -> None:
+        """Keeps the first in the order of images, layers and places, whatever order they came to rest in."""
+        self._mismatch = min(self._mismatch or mismatch, mismatch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Mismatch:
     """A neuron whose net count is not the integer network's, although its image is at rest."""
 
@@ -24,21 +24,25 @@ class Mismatch:
     integer: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """Measures of N images over T steps and L layers; all counts are cumulative.
 
     Attributes:
         predictions: class with the largest logit after each step, int64 [T, N].
-        positive_spikes, negative_spikes, synops: per image over all layers, int64 [T, N].
-        layer_positive, layer_negative, layer_synops: per layer over all images, int64 [T, L].
+        positive_spikes: of each image over all layers, int64 [T, N].
+        negative_spikes: likewise.
+        synops: likewise.
+        layer_positive: positive spikes of each layer over all images, int64 [T, L].
+        layer_negative: likewise, negative spikes.
+        layer_synops: likewise, synaptic operations.
         layer_settled: images whose neurons of that layer are all at rest, int64 [T, L].
         settled_step: first step after which the whole image is at rest, which may lie beyond T;
             0 if it had not come to rest by the settling limit. int64 [N].
         final_predictions: class at rest, or at the settling limit, int64 [N].
         integer_predictions: class given by the integer network, int64 [N].
         mismatching_images: images at rest with a net count that is not the integer network's.
-        first_mismatch: the first of them, if any.
+        first_mismatch: the first neuron of the first of them, if any.
     """
 
     predictions: Integers
@@ -95,5 +99,5 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         final_predictions=by_image("final_predictions"),
         integer_predictions=by_image("integer_predictions"),
         mismatching_images=sum(trace.mismatching_images for trace in traces),
-        first_mismatch=next((trace.first_mismatch for trace in traces if trace.first_mismatch), None),
+        first_mismatch=min((trace.first_mismatch for trace in traces if trace.first_mismatch), default=None),
     )
