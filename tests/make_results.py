@@ -37,6 +37,8 @@ def make_params(
         "data": {"source": "cifar10", "crop": 24},
         "train": {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200},
         "finetune": {"epochs": 100, "learning_rate": 1e-4},
+        "width": 1.0,
+        "convert": {"weight_bits": 12},
         "simulate": {"steps": steps},
     }
     return Params.model_validate(

@@ -104,7 +104,7 @@ def test_a_wrong_k_is_named_with_what_is_allowed(
     [
         ("--profile", "papr", "error: --profile papr is not defined; profiles has tiny"),
         ("--model", "cnn9", "error: --model cnn9 is not defined; models has small"),
-        ("--seed", "-1", "error: --seed must be 0 or more, found -1"),
+        ("--seed", "-1", "error: --seed must be 0 or more and below 2^32, found -1"),
     ],
 )
 def test_a_name_that_is_not_defined_is_a_user_error(

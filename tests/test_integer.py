@@ -241,7 +241,7 @@ def test_a_weight_beyond_the_format_is_refused(path: Path) -> None:
     weight = torch.zeros((4, 4, 2, 2), dtype=torch.int16)
     weight[3, 1, 0, 1] = -256
     change(path, layer1_weight=weight)
-    with pytest.raises(QuantspikeError, match=r"layer1 holds a weight of magnitude 256, beyond the 255 of 9 bits"):
+    with pytest.raises(QuantspikeError, match=r"layer1\.weight holds a value of magnitude 256, beyond the 255 of its"):
         load_integer_network(path)
 
 
@@ -282,7 +282,7 @@ def test_a_classifier_weight_that_no_conversion_makes_is_refused(path: Path) -> 
             {"layer2_weight": torch.zeros((3, 4, 1, 1), dtype=torch.int16)},
             r"layer2\.weight is .*expected .*\(3, 4, 2, 2\)",
         ),
-        ({"classifier": torch.zeros((3, 4), dtype=torch.int16)}, r"the classifier is not int16 \(3, 3\)"),
+        ({"classifier": torch.zeros((3, 4), dtype=torch.int16)}, r"classifier is .*, expected .*\(3, 3\)"),
         ({"layer3_weight": torch.zeros((1, 1, 1, 1), dtype=torch.int16)}, r"layer3\.weight"),
     ],
 )

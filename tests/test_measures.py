@@ -146,7 +146,7 @@ def test_a_certificate_counts_images_that_settle_after_the_last_step(trace: Trac
         "neurons": 11,
         "settle_limit": 10,
         "settled": 5,
-        "unsettled": 0,
+        "unsettled_at_limit": 0,
         "first_settling_step": 1,
         "last_settling_step": 6,
         "equal": 5,
@@ -163,7 +163,7 @@ def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
     found = certificate(wrong, ARCHITECTURE, 10)
     assert {name: found[name] for name in ("settled", "unsettled_at_limit", "equal", "mismatches")} == {
         "settled": 3,
-        "unsettled": 2,
+        "unsettled_at_limit": 2,
         "equal": 1,
         "mismatches": 2,
     }
@@ -176,7 +176,7 @@ def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
 def test_a_certificate_without_any_settled_image_has_no_settling_steps(trace: Trace) -> None:
     never = replace(trace, settled_step=np.zeros(5, np.int64))
     found = certificate(never, ARCHITECTURE, 10)
-    assert (found["settled"], found["equal"], found["unsettled"]) == (0, 0, 5)
+    assert (found["settled"], found["equal"], found["unsettled_at_limit"]) == (0, 0, 5)
     assert (found["first_settling_step"], found["last_settling_step"]) == (None, None)
     assert verdict(never).startswith("0 of 5 images came to rest")
 

@@ -55,7 +55,7 @@ def test_predictions_cover_every_image_in_batches(n: int, batches: list[int]) ->
 
 
 def test_predictions_are_those_of_the_central_crop_in_evaluation_mode(tiny_dataset: Dataset, test: Split) -> None:
-    network = with_averages(new_network(ARCHITECTURE, 1, 0), tiny_dataset).eval()
+    network = with_averages(new_network(ARCHITECTURE, 1, 1), tiny_dataset).eval()
     expected = torch.cat([network(augmentation.central_images(image[None], 4)) for image in test.images])
     assert len(expected.unique(dim=0)) > 8
     torch.testing.assert_close(predict(network.train(), test.images, 4), expected, rtol=0, atol=1e-5)

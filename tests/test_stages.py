@@ -336,7 +336,9 @@ def test_more_held_out_images_than_there_are_is_a_user_error(fresh: Path) -> Non
     content = copy.deepcopy(PARAMS)
     content["profiles"]["tiny"]["train"]["validation"] = 1437
     (fresh / "params.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(SystemExit, match=r"error: train\.validation is 1437, but there are only 1437 training images"):
+    with pytest.raises(
+        SystemExit, match=r"error: train\.validation is 1437, but of 1437 training images at most 1435 can be held out"
+    ):
         in_this_process("train", *chain_arguments(fresh, 1))
 
 

@@ -246,7 +246,9 @@ def test_nothing_is_held_out_unless_it_is_asked_for(split: Split, test: Split) -
 @pytest.mark.parametrize("count", [39, 40, 1000])
 def test_two_images_at_least_are_left_to_train_on(count: int, split: Split) -> None:
     assert len(hold_out(split, 38, seed=3)[0]) == 2
-    with pytest.raises(QuantspikeError, match=f"train.validation is {count}, but there are only 40 training images"):
+    with pytest.raises(
+        QuantspikeError, match=f"train.validation is {count}, but of 40 training images at most 38 can be held out"
+    ):
         hold_out(split, count, seed=3)
 
 

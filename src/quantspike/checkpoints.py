@@ -100,7 +100,7 @@ def _moment(checkpoint: Checkpoint, name: str, like: Tensor) -> Tensor:
     """
     saved = checkpoint.moments.get(name)
     if saved is None:
-        raise QuantspikeError(f"{checkpoint.path} lacks {name}: train again")
+        raise QuantspikeError(f"{checkpoint.path} lacks the Adam moments {name!r}: train again")
     if saved.shape != like.shape or not torch.isfinite(saved).all():
         raise QuantspikeError(f"{checkpoint.path}: {name} does not fit its weights or is not finite; train again")
     return torch.empty_like(like.detach()).copy_(saved)

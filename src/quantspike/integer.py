@@ -243,7 +243,9 @@ def _check_values(path: Path, network: IntegerNetwork) -> None:
     if network.k < 0 or network.weight_bits not in WEIGHT_BITS:
         raise QuantspikeError(f"{path} announces k = {network.k} and {network.weight_bits} bits, which do not exist")
     architecture = network.architecture
-    expected = {"classifier": (torch.int16, (architecture.classes, architecture.layers[-1].out_channels))}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "classifier": (torch.int16, (architecture.classes, architecture.layers[-1].out_channels))
+    }
     for index, shape in enumerate(architecture.layers):
         channels = (shape.out_channels,)
         expected |= {

@@ -45,7 +45,7 @@ class QuantizedCNN(nn.Module):
         self.classifier = nn.Linear(architecture.layers[-1].out_channels, architecture.classes, bias=False)
         # The layout in which convolutions run fastest. It must not change once an optimizer holds the weights:
         # fused Adam goes through weights and moments in the order they have in memory.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores of standardized images: [N, C, H, W] float -> [N, classes] float."""

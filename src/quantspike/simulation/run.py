@@ -102,9 +102,10 @@ class _Record:
             different = counts != target
             if bool(different.any()):
                 wrong |= different.flatten(1).any(dim=1)
-                place = different.nonzero()[0].tolist()
-                values = int(counts[tuple(place)]), int(target[tuple(place)])
-                self._note(Mismatch(self._first + int(chosen[place[0]]), layer + 1, *place[1:], *values))
+                n, channel, y, x = different.nonzero()[0].tolist()
+                spikes, count = int(counts[n, channel, y, x]), int(target[n, channel, y, x])
+                image = self._first + int(chosen[n])
+                self._note(Mismatch(image, layer + 1, channel, y, x, spikes, count))
         self._mismatching += int(wrong.sum())
 
     def trace(self, integer_predictions: Tensor) -> Trace:
