@@ -29,6 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
+	@dvc stage list --name-only | grep -q '^plot@demo-' || \
+	  { echo "run.profile in params.yaml lacks demo: add it to the list" >&2; exit 1; }
 	@{ dvc stage list --name-only | grep '^plot@demo-' | xargs dvc status --quiet --with-deps && \
 	  dvc status --quiet publish; } || $(MAKE) --no-print-directory run-demo
 	@python -m quantspike.show --profile demo
@@ -36,11 +38,11 @@ demo: $(READY)
 # Most of the demo's time is starting Python, so its chains run two at a time, each on one core. They share only
 # the images, which come first.
 run-demo:
-	dvc repro --quiet download@demo
+	dvc repro download@demo
 	dvc stage list --name-only | sed -n 's/^simulate@\(demo-.*\)/\1/p' | OMP_NUM_THREADS=1 xargs -P 2 -I {} \
-	  dvc --wait-for-lock repro --quiet --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
-	dvc repro --quiet --glob 'plot@demo-*'
-	dvc repro --quiet --single-item publish
+	  dvc --wait-for-lock repro --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
+	dvc repro --glob 'plot@demo-*'
+	dvc repro --single-item publish
 
 test: lint
 	python -m pytest

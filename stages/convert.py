@@ -4,7 +4,7 @@ Full precision has no step to count in: for fp32 this stage only notes that ther
 
 reads:   data/<profile>/<model>-<k>-<seed>/finetune.safetensors, data/<profile>/images.safetensors;
          data, width and convert of the profile in params.yaml
-writes:  data/<profile>/<model>-<k>-<seed>/integer/network.safetensors (an empty folder for fp32)
+writes:  data/<profile>/<model>-<k>-<seed>/integer/network.safetensors (a note for fp32)
          metrics/<profile>/<model>-<k>-<seed>/conversion.json (sizes and ranges of every layer)
 """
 
@@ -12,7 +12,7 @@ from quantspike import cli
 from quantspike.checkpoints import load_checkpoint
 from quantspike.conversion import conversion_report, convert
 from quantspike.data import load_dataset
-from quantspike.files import write_json
+from quantspike.files import write_json, write_text
 from quantspike.integer import save_integer_network
 from quantspike.params import Params
 from quantspike.paths import Chain
@@ -20,7 +20,7 @@ from quantspike.paths import Chain
 
 def main(params: Params, chain: Chain) -> None:
     if not chain.quantized:
-        chain.integer_network.parent.mkdir(parents=True, exist_ok=True)
+        write_text(chain.integer_network.parent / "none.txt", "Full precision has no integer network.\n")
         write_json(chain.metrics / "conversion.json", {"converted": False})
         print(f"{chain.key}: full precision is not converted")
         return

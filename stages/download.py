@@ -15,7 +15,7 @@ from quantspike.paths import dataset_file
 
 
 def main(params: Params, root: Path, profile: str) -> None:
-    dataset = load_source(params.profiles[profile].data.source, downloads=root / "data" / "downloads")
+    dataset = load_source(params.profiles[profile].data.source, downloads=root / "data" / "downloads", root=root)
     check_crop(dataset.image_size, params.profiles[profile].data.crop)
     save_dataset(dataset, dataset_file(profile, root))
     print(f"{profile}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images, verified")

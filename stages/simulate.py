@@ -16,7 +16,7 @@ from quantspike import cli
 from quantspike.data import load_dataset
 from quantspike.devices import resolve_device
 from quantspike.evaluation import load_scores
-from quantspike.files import read_json
+from quantspike.files import read_json, write_text
 from quantspike.integer import load_integer_network
 from quantspike.params import Params
 from quantspike.paths import Chain
@@ -27,7 +27,7 @@ from quantspike.simulation.measures import check_proved, verdict, write_logs, wr
 def main(params: Params, chain: Chain) -> None:
     logs = chain.metrics / "logs" / f"k{chain.k}"
     if not chain.quantized:
-        logs.mkdir(parents=True, exist_ok=True)
+        write_text(logs / "none.txt", "Full precision has no spikes to log.\n")
         write_no_measures(chain.metrics, read_json(chain.metrics / "ann.json")["accuracy"])
         print(f"{chain.key}: full precision has no spikes to simulate")
         return

@@ -266,10 +266,15 @@ def test_the_plot_stage_writes_figures_and_their_tables(tmp_path: Path) -> None:
     plot_stage().main(params, tmp_path, "paper", "cnn1")
     folder = tmp_path / "plots" / "paper" / "cnn1"
     figures = {f"{name}.{kind}" for name in ("accuracy_speed", "sparsity", "sops") for kind in ("png", "svg")}
-    assert {path.name for path in folder.iterdir()} == figures | {"steps.csv", "training.csv", "runs.csv"}
+    assert {path.name for path in folder.iterdir()} == figures | {
+        "steps.csv",
+        "training.csv",
+        "runs.csv",
+        "sources.csv",
+    }
     assert pd.read_csv(folder / "runs.csv")["k"].tolist() == ["fp32", "1"]
     assert len(pd.read_csv(folder / "steps.csv")) == 100
-    assert len(pd.read_csv(folder / "training.csv")) == 2 * 6
+    assert len(pd.read_csv(folder / "training.csv")) == 2 * 200
 
 
 def test_the_plot_stage_names_an_unfinished_chain(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def test_full_precision_has_no_spiking_parts(results: list[ChainResult]) -> None
 
 def test_epochs_count_on_over_both_phases(results: list[ChainResult]) -> None:
     training = results[0].training
-    # Three epochs in each phase.
-    assert training["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert training["phase"].tolist() == ["train"] * 3 + ["finetune"] * 3
+    # A hundred epochs in each phase.
+    assert training["epoch"].tolist() == list(range(1, 201))
+    assert training["phase"].tolist() == ["train"] * 100 + ["finetune"] * 100
     assert training["validation_accuracy"].isna().all()
 
 
@@ -115,7 +115,7 @@ def test_no_results_give_a_table_without_rows() -> None:
 def test_the_training_table_has_a_row_per_run_and_epoch(results: list[ChainResult]) -> None:
     table = training_table(results)
     assert list(table.columns)[:7] == ["profile", "model", "k", "seed", "phase", "epoch", "loss"]
-    assert len(table) == 4 * 6
+    assert len(table) == 4 * 200
 
 
 def test_the_steps_table_has_a_row_per_spiking_run_and_step(results: list[ChainResult]) -> None:
@@ -166,7 +166,27 @@ def test_unfinished_chains_are_named_and_left_out(
     (grid[1].metrics / "snn.json").unlink()
     assert missing_files(grid[1]) == [grid[1].metrics / "snn.json"]
     assert [result.chain.k for result in read_finished(grid, params)] == ["fp32", 1, 2]
-    note = "note: 1 of 4 chains are not finished and left out (paper-cnn1-0-0); dvc repro runs them\n"
+    note = "note: left out, since not finished: 1 of 4 chains (paper-cnn1-0-0); dvc repro runs them\n"
+    assert capsys.readouterr().err == note
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"train": {"epochs": 7, "learning_rate": 1e-3, "batch_size": 200}}, "train.epochs is 7, it had 100"),
+        ({"finetune": {"epochs": 100, "learning_rate": 5e-5}}, "finetune.learning_rate is 5e-05, it had 0.0001"),
+        ({"convert": {"weight_bits": 8}}, "convert.weight_bits is 8, it had 12"),
+        ({"simulate": {"steps": 50}}, "simulate.steps is 50, it had 100"),
+    ],
+)
+def test_results_of_other_settings_are_not_shown_under_those_of_today(
+    grid: list[Chain], changes: dict[str, Any], difference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    today = make_params(**changes)
+    with pytest.raises(QuantspikeError, match=rf"made with other settings \({difference}\); run dvc repro"):
+        read_all(grid[1:], today)
+    assert [result.chain for result in read_finished(grid[1:2], today)] == []
+    note = "note: left out, since of other settings: 1 of 1 chains (paper-cnn1-0-0); dvc repro runs them\n"
     assert capsys.readouterr().err == note
 
 
@@ -279,7 +299,7 @@ def test_a_table_that_ends_early_is_refused(grid: list[Chain], params: Params) -
 
 def test_a_skipped_epoch_is_refused(grid: list[Chain], params: Params) -> None:
     change_table(grid[1].metrics / "train.csv", lambda table: table.drop(index=1))
-    with pytest.raises(QuantspikeError, match=r"train\.csv: epoch must count from 1 to 2"):
+    with pytest.raises(QuantspikeError, match=r"train\.csv: epoch must count from 1 to 99"):
         read_chain(grid[1], params)
 
 

@@ -40,6 +40,8 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
     try:
         params = load_params(options.params)
         _check(params, values)
+        if "k" in values:
+            values["k"] = _precision(values["k"])
         main(params, options.params.parent, **values)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
@@ -54,24 +56,13 @@ def _parser(description: str | None, arguments: tuple[str, ...]) -> argparse.Arg
     known: dict[str, tuple[Callable[[str], Any], str]] = {
         "profile": (str, "protocol, as named under profiles in the params file"),
         "model": (str, "network, as named under models in the params file"),
-        "k": (_precision, "precision of the activations: fp32, or k for steps of 2^-k"),
+        "k": (str, "precision of the activations: fp32, or k for steps of 2^-k"),
         "seed": (int, "seed of initial weights, shuffling and augmentation"),
     }
     for name in arguments:
         kind, text = known[name]
         parser.add_argument(f"--{name}", type=kind, required=True, help=text)
     return parser
-
-
-def _precision(text: str) -> Precision:
-    try:
-        value: int | str = int(text)
-    except ValueError:
-        value = text
-    try:
-        return check_precision(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _check(params: Params, values: dict[str, Any]) -> None:
@@ -83,3 +74,14 @@ def _check(params: Params, values: dict[str, Any]) -> None:
         raise QuantspikeError(f"--seed must be 0 or more and below 2^32, found {values['seed']}")
     if "profile" in values and "model" in values:
         params.architecture(values["profile"], values["model"])
+
+
+def _precision(text: str) -> Precision:
+    try:
+        value: int | str = int(text)
+    except ValueError:
+        value = text
+    try:
+        return check_precision(value)
+    except ValueError as error:
+        raise QuantspikeError(f"--k: {error}") from error

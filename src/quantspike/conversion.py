@@ -13,11 +13,11 @@ from quantspike.integer import (
     CLASSIFIER_LIMIT,
     LARGEST_THRESHOLD,
     MEMBRANE_LIMIT,
-    WEIGHT_BITS,
     IntegerLayer,
     IntegerNetwork,
 )
 from quantspike.networks import Block, QuantizedCNN
+from quantspike.params import WEIGHT_BITS
 
 Floats = NDArray[np.float64]
 

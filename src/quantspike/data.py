@@ -133,12 +133,13 @@ def build_dataset(
     return Dataset(*train, *test, class_names, fingerprint)
 
 
-def load_source(source: str, *, downloads: Path) -> Dataset:
+def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Dataset:
     """Reads and verifies images from wherever they are.
 
     Args:
         source: `cifar10`, `digits` or a path, see `SOURCES`; what a path is, is told by its content.
         downloads: folder that keeps the downloaded archive; used by `cifar10` only.
+        root: folder that a relative path starts from.
 
     Raises:
         QuantspikeError: there is nothing at that path, it cannot be read or is not what it should
@@ -147,7 +148,7 @@ def load_source(source: str, *, downloads: Path) -> Dataset:
     try:
         if source == "cifar10":
             return _load_official_archive(_downloaded(downloads))
-        return _load_digits() if source == "digits" else _load_path(Path(source).expanduser())
+        return _load_digits() if source == "digits" else _load_path(root / Path(source).expanduser())
     except OSError as error:
         raise QuantspikeError(f"data.source {source!r} could not be read: {error}") from error
 

@@ -8,7 +8,7 @@ from quantspike.errors import QuantspikeError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turns `auto`, `cpu`, `cuda` or `cuda:N` into a device that is really there.
+    """Turns `auto`, `cpu`, `cuda` or `cuda:N` into a device that is really there, and that computes in full fp32.
 
     Args:
         name: `device` in params.yaml; `auto` takes a GPU if there is one.
@@ -16,6 +16,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         QuantspikeError: a GPU is named that this machine does not have.
     """
+    # By default torch lets GPUs round the inputs of convolutions to tf32.
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

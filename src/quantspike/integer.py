@@ -17,6 +17,7 @@ from torch.nn import functional
 from quantspike.architecture import Architecture, Layer
 from quantspike.augmentation import center_crop
 from quantspike.errors import QuantspikeError
+from quantspike.params import WEIGHT_BITS
 from quantspike.tensors import Header, load_tensors, save_tensors
 
 FORMAT = "quantspike-integer-network"
@@ -31,9 +32,6 @@ MEMBRANE_LIMIT = 2**30
 LARGEST_THRESHOLD = 2**20
 
 CLASSIFIER_LIMIT = 2**15 - 1
-
-WEIGHT_BITS = range(4, 17)
-"""Widths of the weights that the format provides for, sign included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +105,7 @@ class IntegerNetwork:
             )
         standardized = _standardize_exactly(center_crop(images.cpu(), architecture.image_size))
         whole = (standardized * 2.0 ** (INPUT_BITS + self.k)).round()
-        # Sums of products of whole numbers far below 2^53: float64 holds each of them exactly.
+        _check_sums(self.layers[0], whole, 0)
         sums = _convolve(whole, self.layers[0])
         return (sums / 2.0**INPUT_BITS).round().long()
 
@@ -286,13 +284,18 @@ def _standardize_exactly(pixels: Tensor) -> Tensor:
 
 def _drive(counts: Tensor, layer: IntegerLayer, index: int) -> Tensor:
     """sum_i w_oi n_i, exactly: int64 [N, in, H, W] -> int64 [N, out, H', W']."""
-    largest_sum = int(layer.absolute_sums.max()) * int(counts.max()) if counts.numel() else 0
-    if largest_sum >= 2**53:
+    _check_sums(layer, counts, index)
+    return _convolve(counts.double(), layer).long()
+
+
+def _check_sums(layer: IntegerLayer, values: Tensor, index: int) -> None:
+    """Makes sure that float64 holds every sum of weights times these whole numbers, and every part of it."""
+    largest = int(layer.absolute_sums.max()) * int(values.abs().max()) if values.numel() else 0
+    if largest >= 2**53:
         raise QuantspikeError(
-            f"layer {index + 1}: sums may reach {largest_sum}, which float64 does not hold exactly; "
+            f"layer {index + 1}: sums may reach {largest}, which float64 does not hold exactly; "
             "convert with fewer weight_bits or a smaller k"
         )
-    return _convolve(counts.double(), layer).long()
 
 
 def _convolve(values: Tensor, layer: IntegerLayer) -> Tensor:

@@ -21,6 +21,9 @@ LARGEST_K = 24
 
 SEED_LIMIT = 2**32
 
+WEIGHT_BITS = range(4, 17)
+"""Widths of the integer weights, sign included."""
+
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -117,7 +120,7 @@ class Finetune(Section):
 class Convert(Section):
     """Width of the integer weights, sign included, in bits."""
 
-    weight_bits: Annotated[int, Field(ge=4, le=16)] = 12
+    weight_bits: Annotated[int, Field(ge=WEIGHT_BITS[0], le=WEIGHT_BITS[-1])] = 12
 
 
 class Simulate(Section):

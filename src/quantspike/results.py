@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,8 +121,8 @@ class Snn(_Content):
     """The spiking network after its last step T; spikes and synops are averages per image.
 
     `ann_agreement` is the share of images on which the integer network predicts what the trained one does;
-    `differing_predictions` counts the images on which the spiking network, after T steps, does not predict
-    what the integer network does; `unsettled` those that were not at rest after T steps.
+    `differing_predictions` counts the images on which the spiking network, once at rest or else at the settling
+    limit, does not predict what the integer network does; `unsettled` those not at rest after T steps.
     """
 
     images: Annotated[int, Field(ge=1)]
@@ -187,27 +188,26 @@ def missing_files(chain: Chain) -> list[Path]:
 
 
 def read_finished(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
-    """Results of those chains that are finished, in the order given; the others are named on stderr and left out.
+    """Results of the chains that are finished and made with today's settings, in the order given.
+
+    The others are named on stderr and left out.
 
     Raises:
         QuantspikeError: a result file is damaged, or holds something else than it should.
     """
-    unfinished = [chain for chain in chains if missing_files(chain)]
-    if unfinished:
-        names = ", ".join(chain.key for chain in unfinished[:3]) + (" ..." if len(unfinished) > 3 else "")
-        print(
-            f"note: {len(unfinished)} of {len(chains)} chains are not finished and left out ({names}); "
-            "dvc repro runs them",
-            file=sys.stderr,
-        )
-    return [read_chain(chain, params) for chain in chains if chain not in unfinished]
+    results = [read_chain(chain, params) for chain in chains if not missing_files(chain)]
+    current = [result for result in results if not outdated(result)]
+    _note_left_out("not finished", [chain for chain in chains if missing_files(chain)], len(chains))
+    _note_left_out("of other settings", [result.chain for result in results if outdated(result)], len(chains))
+    return current
 
 
 def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
     """Results of all these chains, in the order given.
 
     Raises:
-        QuantspikeError: there is no chain, or one is not finished; or a result file is damaged.
+        QuantspikeError: there is no chain, or one is not finished or was made with other settings; or a
+            result file is damaged.
     """
     if not chains:
         raise QuantspikeError("the grid (run in params.yaml) holds no such chain: add its profile and model there")
@@ -215,7 +215,48 @@ def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
     if missing:
         unfinished = ", ".join(chain.key for chain in chains if missing_files(chain))
         raise QuantspikeError(f"not finished: {unfinished} ({missing[0]} is not there); run dvc repro")
-    return [read_chain(chain, params) for chain in chains]
+    results = [read_chain(chain, params) for chain in chains]
+    for result in results:
+        if differences := outdated(result):
+            raise QuantspikeError(f"{result.chain.key} was made with other settings ({differences[0]}); run dvc repro")
+    return results
+
+
+def outdated(result: ChainResult) -> list[str]:
+    """Settings in params.yaml that are not those a result was made with, as far as its files tell; normally none."""
+    settings = result.settings
+    pairs = {}
+    for phase, wanted in (("train", settings.train), ("finetune", settings.finetune)):
+        epochs = result.training[result.training["phase"] == phase]
+        pairs[f"{phase}.epochs"] = (wanted.epochs, len(epochs))
+        pairs[f"{phase}.learning_rate"] = (wanted.learning_rate, float(epochs["learning_rate"].iloc[-1]))
+    if result.conversion and result.snn:
+        pairs["convert.weight_bits"] = (settings.convert.weight_bits, result.conversion.weight_bits)
+        pairs["simulate.steps"] = (settings.simulate.steps, result.snn.steps)
+    return [f"{name} is {now}, it had {then}" for name, (now, then) in pairs.items() if now != then]
+
+
+def _note_left_out(why: str, left_out: Sequence[Chain], total: int) -> None:
+    if left_out:
+        names = ", ".join(chain.key for chain in left_out[:3]) + (" ..." if len(left_out) > 3 else "")
+        print(
+            f"note: left out, since {why}: {len(left_out)} of {total} chains ({names}); dvc repro runs them",
+            file=sys.stderr,
+        )
+
+
+def sources_table(results: Sequence[ChainResult]) -> pd.DataFrame:
+    """The SHA-256 of every result file, one row per file: what tables and figures were made from."""
+    rows = [
+        {
+            "chain": result.chain.key,
+            "file": name,
+            "sha256": hashlib.sha256((result.chain.metrics / name).read_bytes()).hexdigest(),
+        }
+        for result in results
+        for name in FILES
+    ]
+    return pd.DataFrame(rows, columns=["chain", "file", "sha256"])
 
 
 def read_chain(chain: Chain, params: Params) -> ChainResult:

@@ -197,10 +197,15 @@ def write_logs(folder: Path, trace: Trace, labels: Integers, log_batch: int) -> 
 def verdict(trace: Trace) -> str:
     """One sentence for the terminal."""
     settled = trace.settled_step > 0
+    waiting = f"{int((~settled).sum())} of {trace.images} images had not come to rest by the settling limit"
+    if not settled.any():
+        return waiting
     equal = int(settled.sum()) - trace.mismatching_images
-    last = f" by step {trace.settled_step.max()}" if settled.any() else ""
-    text = f"{equal} of {trace.images} images came to rest{last}, equal to the integer network in every net count"
-    return text if settled.all() else f"{text}; {int((~settled).sum())} had not come to rest by the settling limit"
+    text = (
+        f"{equal} of {trace.images} images came to rest by step {trace.settled_step.max()}, "
+        "equal to the integer network in every net count"
+    )
+    return text if settled.all() else f"{text}; {waiting}"
 
 
 def check_proved(trace: Trace) -> None:
