@@ -11,7 +11,8 @@ from pathlib import Path
 from quantspike import cli, figures
 from quantspike.params import Params
 from quantspike.paths import chains, plots_folder
-from quantspike.results import read_all, sources_table, steps_table, summary_table, training_table, write_table
+from quantspike.results import read_all
+from quantspike.tables import sources_table, steps_table, summary_table, training_table, write_table
 
 
 def main(params: Params, root: Path, profile: str, model: str) -> None:

@@ -14,14 +14,10 @@ from make_results import data_set, make_chain, make_params
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.paths import Chain, chains
-from quantspike.results import (
-    FILES,
+from quantspike.results import FILES, ChainResult, missing_files, read_all, read_chain, read_finished
+from quantspike.tables import (
     SUMMARY_COLUMNS,
-    ChainResult,
-    missing_files,
-    read_all,
-    read_chain,
-    read_finished,
+    sources_table,
     steps_table,
     summary_table,
     training_table,
@@ -105,6 +101,15 @@ def test_the_summary_file_keeps_whole_numbers_whole_and_gaps_empty(results: list
     )
     # k = 2 never settled: nothing between its stable step, 95, and its 0 unsettled images.
     assert ",95,,0," in lines[4]
+
+
+def test_the_sources_table_changes_with_any_result_file(results: list[ChainResult]) -> None:
+    before = sources_table(results)
+    assert len(before) == 4 * len(FILES)
+    certificate = results[1].chain.metrics / "certificate.json"
+    certificate.write_text(certificate.read_text() + "\n")
+    changed = before[before["sha256"] != sources_table(results)["sha256"]]
+    assert changed[["chain", "file"]].to_numpy().tolist() == [["paper-cnn1-0-0", "certificate.json"]]
 
 
 def test_no_results_give_a_table_without_rows() -> None:

@@ -12,8 +12,9 @@ import pytest
 from make_results import data_set, make_chain, make_params
 from quantspike.params import Params
 from quantspike.paths import chains
-from quantspike.results import SUMMARY_COLUMNS, ChainResult, read_all
+from quantspike.results import ChainResult, read_all
 from quantspike.summary import console_table, markdown, summary_records, write_summary
+from quantspike.tables import SUMMARY_COLUMNS
 
 
 def make_results(

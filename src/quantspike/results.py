@@ -1,8 +1,7 @@
-"""Results of finished chains: their files, checked and typed, and the tables made of them."""
+"""Results of finished chains: their files, checked and typed."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,45 +17,12 @@ from quantspike.params import Params, Profile
 from quantspike.paths import Chain
 from quantspike.published import Published, is_published_data, is_published_network, published
 
-SUMMARY_COLUMNS: tuple[str, ...] = (
-    "profile",
-    "model",
-    "k",
-    "seed",
-    "images",
-    "ann_accuracy",
-    "integer_accuracy",
-    "snn_accuracy",
-    "ann_agreement",
-    "differing_predictions",
-    "stable_step",
-    "settled_step",
-    "unsettled",
-    "positive_spikes",
-    "negative_spikes",
-    "synops",
-    "ann_macs",
-    "published_ann_accuracy",
-    "published_snn_accuracy",
-    "published_stable_step",
-    "published_synops",
-)
-"""Columns of the summary table. Accuracies are shares from 0 to 1; spikes, synops and MACs are per image."""
+MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds")
+"""What training.csv and finetune.csv have by epoch."""
 
-_WHOLE_NUMBERS = (
-    "seed",
-    "images",
-    "differing_predictions",
-    "stable_step",
-    "settled_step",
-    "unsettled",
-    "ann_macs",
-    "published_stable_step",
-    "published_synops",
-)
-_NAMES = ("profile", "model", "k")
-_MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds")
-_COUNTS = ("positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
+COUNTS = ("positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
+"""What snn.csv and layers.csv have by step."""
+
 _MENDING = "delete it and run dvc repro"
 
 FILES = (
@@ -225,7 +191,7 @@ def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
 def outdated(result: ChainResult) -> list[str]:
     """Settings in params.yaml that are not those a result was made with, as far as its files tell; normally none."""
     settings = result.settings
-    pairs = {}
+    pairs: dict[str, tuple[float, float]] = {}
     for phase, wanted in (("train", settings.train), ("finetune", settings.finetune)):
         epochs = result.training[result.training["phase"] == phase]
         pairs[f"{phase}.epochs"] = (wanted.epochs, len(epochs))
@@ -243,20 +209,6 @@ def _note_left_out(why: str, left_out: Sequence[Chain], total: int) -> None:
             f"note: left out, since {why}: {len(left_out)} of {total} chains ({names}); dvc repro runs them",
             file=sys.stderr,
         )
-
-
-def sources_table(results: Sequence[ChainResult]) -> pd.DataFrame:
-    """The SHA-256 of every result file, one row per file: what tables and figures were made from."""
-    rows = [
-        {
-            "chain": result.chain.key,
-            "file": name,
-            "sha256": hashlib.sha256((result.chain.metrics / name).read_bytes()).hexdigest(),
-        }
-        for result in results
-        for name in FILES
-    ]
-    return pd.DataFrame(rows, columns=["chain", "file", "sha256"])
 
 
 def read_chain(chain: Chain, params: Params) -> ChainResult:
@@ -286,68 +238,9 @@ def read_chain(chain: Chain, params: Params) -> ChainResult:
         snn=snn,
         certificate=_read_spiking(chain, "certificate.json", "simulated", Certificate),
         steps=None if snn is None else _read_steps(folder / "snn.csv", snn.steps),
-        layers=None if snn is None else _read_table(folder / "layers.csv", ("step", "layer", "neurons", *_COUNTS)),
+        layers=None if snn is None else _read_table(folder / "layers.csv", ("step", "layer", "neurons", *COUNTS)),
         published=published(chain.model, chain.k) if same_network and ann.data.stands_for_cifar10 else None,
     )
-
-
-def summary_table(results: Sequence[ChainResult]) -> pd.DataFrame:
-    """One row per run, in the order given, with `SUMMARY_COLUMNS`; empty where there is nothing."""
-    table = pd.DataFrame([_summary_row(result) for result in results], columns=list(SUMMARY_COLUMNS))
-    # Int64 keeps whole numbers whole where a column has gaps; plain pandas would turn them into floats.
-    types = {name: "Int64" if name in _WHOLE_NUMBERS else "float64" for name in SUMMARY_COLUMNS}
-    return table.astype(types | dict.fromkeys(_NAMES, "str"))
-
-
-def training_table(results: Sequence[ChainResult]) -> pd.DataFrame:
-    """One row per run and epoch: profile, model, k, seed, phase, epoch (over both phases), then the measures."""
-    return _long_table([(result, result.training) for result in results], ("phase", "epoch", *_MEASURES))
-
-
-def steps_table(results: Sequence[ChainResult]) -> pd.DataFrame:
-    """One row per spiking run and step: profile, model, k, seed, step, accuracy and the cumulative counts per image."""
-    spiking = [(result, result.steps) for result in results if result.steps is not None]
-    return _long_table(spiking, ("step", "accuracy", *_COUNTS))
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table as CSV, atomically and with the same line ends on every system."""
-    with files.atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def _summary_row(result: ChainResult) -> dict[str, Any]:
-    chain, ann, snn, other = result.chain, result.ann, result.snn, result.published
-    row: dict[str, Any] = {
-        "profile": chain.profile,
-        "model": chain.model,
-        "k": str(chain.k),
-        "seed": chain.seed,
-        "images": ann.images,
-        "ann_accuracy": ann.accuracy,
-        "ann_macs": ann.macs,
-    }
-    if snn is not None:
-        row["snn_accuracy"] = snn.accuracy
-        row |= {name: value for name, value in snn if name in SUMMARY_COLUMNS}
-    if other is not None:
-        row["published_ann_accuracy"] = other.ann_accuracy
-        row["published_snn_accuracy"] = other.snn_accuracy
-        row["published_stable_step"] = other.stable_step
-        row["published_synops"] = other.synops
-    return row
-
-
-def _long_table(parts: list[tuple[ChainResult, pd.DataFrame]], columns: tuple[str, ...]) -> pd.DataFrame:
-    keys = ("profile", "model", "k", "seed")
-    labelled = [
-        table.assign(
-            profile=result.chain.profile, model=result.chain.model, k=str(result.chain.k), seed=result.chain.seed
-        )
-        for result, table in parts
-    ]
-    names = [*keys, *columns]
-    return pd.concat(labelled, ignore_index=True)[names] if labelled else pd.DataFrame(columns=names)
 
 
 _Kind = TypeVar("_Kind", bound=_Content)
@@ -378,15 +271,15 @@ def _read_training(folder: Path) -> pd.DataFrame:
     phases: list[pd.DataFrame] = []
     for phase in ("train", "finetune"):
         path = folder / f"{phase}.csv"
-        table = _read_table(path, ("epoch", *_MEASURES), optional=("validation_accuracy",))
+        table = _read_table(path, ("epoch", *MEASURES), optional=("validation_accuracy",))
         _check_counter(path, table["epoch"], len(table))
         offset = len(phases[0]) if phases else 0
         phases.append(table.assign(phase=phase, epoch=table["epoch"] + offset))
-    return pd.concat(phases, ignore_index=True)[["phase", "epoch", *_MEASURES]]
+    return pd.concat(phases, ignore_index=True)[["phase", "epoch", *MEASURES]]
 
 
 def _read_steps(path: Path, steps: int) -> pd.DataFrame:
-    table = _read_table(path, ("step", "accuracy", *_COUNTS))
+    table = _read_table(path, ("step", "accuracy", *COUNTS))
     _check_counter(path, table["step"], steps)
     return table
 

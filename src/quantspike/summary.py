@@ -11,7 +11,8 @@ import pandas as pd
 
 from quantspike import files
 from quantspike.published import SOURCE, departures
-from quantspike.results import SUMMARY_COLUMNS, ChainResult, DataSet, summary_table, write_table
+from quantspike.results import ChainResult, DataSet
+from quantspike.tables import SUMMARY_COLUMNS, summary_table, write_table
 
 NOTHING = "-"
 
