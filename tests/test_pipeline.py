@@ -33,7 +33,7 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"^Running stage '(.*)':$", output, flags=re.MULTILINE)
 
 
-def set_grid(folder: Path, k: list[int | str]) -> None:
+def set_grid(folder: Path, k: list[int | str], weight_bits: int = 12) -> None:
     """The demo's protocol on a network small enough for a test."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["run"] = {"profile": ["demo"], "model": ["cnn1"], "k": k, "seed": [0]}
@@ -41,6 +41,7 @@ def set_grid(folder: Path, k: list[int | str]) -> None:
     params["profiles"] = {"demo": params["profiles"]["demo"]}
     params["profiles"]["demo"] |= {"train": {"epochs": 1, "learning_rate": 1e-3, "batch_size": 50, "flip": False}}
     params["profiles"]["demo"]["finetune"]["epochs"] = 1
+    params["profiles"]["demo"]["convert"]["weight_bits"] = weight_bits
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -68,6 +69,13 @@ def test_a_new_k_runs_only_its_own_chain_and_what_shows_all(project: Path) -> No
     assert second == [*(f"{stage}@demo-cnn1-3-0" for stage in chain), "plot@demo-cnn1", "publish"]
     assert stages_run(run(project, "dvc", "repro")) == []
 
+    # Back to what was there before: DVC's run cache brings every result back, and nothing is computed again.
+    set_grid(project, [0, "fp32", 3], weight_bits=8)
+    assert "simulate@demo-cnn1-0-0" in stages_run(run(project, "dvc", "repro"))
+    set_grid(project, [0, "fp32", 3])
+    back = stages_run(run(project, "dvc", "repro"))
+    assert [name for name in back if not name.startswith(("plot", "publish"))] == []
+
     summary = pd.read_csv(project / "metrics" / "summary.csv", dtype={"k": str})
     assert list(summary["k"]) == ["0", "fp32", "3"]
     spiking = summary[summary["k"] != "fp32"]
@@ -78,7 +86,8 @@ def test_a_new_k_runs_only_its_own_chain_and_what_shows_all(project: Path) -> No
 def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
     shown = run(project, "dvc", "metrics", "show").splitlines()
     assert shown[0].split() == ["Path", "ann_accuracy", "snn_accuracy", "spikes", "stable_step", "synops"]
-    assert [line.split()[0] for line in shown[1:]] == [f"metrics/demo/cnn1-{k}-0/metrics.json" for k in (0, 3, "fp32")]
+    paths = {f"metrics/demo/cnn1-{k}-0/metrics.json" for k in (0, 3, "fp32")}
+    assert {line.split()[0] for line in shown[1:]} == paths
     assert "index.html" in run(project, "dvc", "plots", "show")
     page = (project / "dvc_plots" / "index.html").read_text()
     assert "accuracy by step and k" in page
