@@ -104,4 +104,9 @@ def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
         "-m",
         "results",
     )
-    assert "snn_accuracy" in run(project, "dvc", "exp", "show", "--no-pager")
+    drop = "(?!Experiment|.*snn_accuracy).*"
+    header, *rows = run(project, "dvc", "exp", "show", "--csv", "--drop", drop).splitlines()
+    columns = header.split(",")
+    assert {f"metrics/demo/cnn1-{k}-0/metrics.json:snn_accuracy" for k in (0, 3)} <= set(columns)
+    assert len(columns) == 3
+    assert len(rows) == 2  # the working tree and the commit
