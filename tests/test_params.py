@@ -67,7 +67,7 @@ def test_every_profile_of_the_project_fits_every_model() -> None:
     params = load_params(ROOT / "params.yaml")
     for profile in params.profiles:
         for model in params.models:
-            params.architecture(profile, model)
+            assert params.architecture(profile, model).layers[-1].out_size == 1
 
 
 def test_the_architecture_of_a_profile_has_its_width_and_crop(write_params: Edit) -> None:
