@@ -210,12 +210,18 @@ def test_a_real_stage_prints_its_error_without_a_traceback(write_params: Edit) -
     assert "Traceback" not in done.stderr
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_the_middle_of_training_leaves_nothing_behind(write_params: Edit, tmp_path: Path) -> None:
     path = write_params({"profiles.tiny.train.epochs": 10_000})
     save_dataset(load_source("digits", downloads=tmp_path), tmp_path / "data" / "tiny" / "images.safetensors")
     before = sorted(tmp_path.rglob("*"))
     arguments = [sys.executable, STAGES / "train.py", "--params", path, *CHAIN]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Tests that a shell runs in the background ignore Ctrl-C, and a child inherits that.
+    with subprocess.Popen(arguments, **pipes, preexec_fn=_heed_ctrl_c) as process:
         assert process.stdout is not None
         first = process.stdout.readline()  # one epoch is done, the next one runs
         os.kill(process.pid, signal.SIGINT)
