@@ -97,7 +97,8 @@ def _make_spiking(chain: Chain, k: int, accuracy: float, steps: int, images: int
     snn |= {"settled_step": None if k == 2 else stable + 27, "unsettled": 0}
     snn |= dict(zip(COUNTS[:4], counts[-1], strict=False))
     _write_json(chain.metrics / "snn.json", snn)
-    _write_json(chain.metrics / "certificate.json", {"images": images, "settled": images, "mismatches": 0})
+    proof = {"images": images, "settle_limit": 1000, "settled": images, "mismatches": 0}
+    _write_json(chain.metrics / "certificate.json", proof)
 
 
 def _at_step(step: int, k: int, final: float, stable: int) -> float:

@@ -63,7 +63,9 @@ def test_a_stage_may_ask_for_some_arguments_only(monkeypatch: pytest.MonkeyPatch
 def test_what_is_not_in_the_grid_may_still_be_run_by_hand(monkeypatch: pytest.MonkeyPatch, write_params: Edit) -> None:
     path = write_params({"models.other": {"layers": "4C3-8"}})
     command(monkeypatch, "--params", path, "--profile", "tiny", "--model", "other", "--k", "5", "--seed", "9")
-    run_chain_stage()
+    seen: list[Chain] = []
+    run_chain_stage(lambda params, chain: seen.append(chain))
+    assert [chain.key for chain in seen] == ["tiny-other-5-9"]
 
 
 @pytest.mark.parametrize("missing", ["--profile", "--model", "--k", "--seed"])

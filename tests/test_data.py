@@ -117,7 +117,9 @@ def test_the_unpacked_folder_may_be_the_current_one(
     official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(official.unpack(tmp_path))
-    official.check(load_source(".", downloads=tmp_path), None)
+    dataset = load_source(".", downloads=tmp_path)
+    official.check(dataset, None)
+    assert dataset.fingerprint["kind"] == "cifar10"
 
 
 @pytest.mark.parametrize("cut", [0, 1000])

@@ -182,6 +182,7 @@ def test_unfinished_chains_are_named_and_left_out(
         ({"finetune": {"epochs": 100, "learning_rate": 5e-5}}, "finetune.learning_rate is 5e-05, it had 0.0001"),
         ({"convert": {"weight_bits": 8}}, "convert.weight_bits is 8, it had 12"),
         ({"simulate": {"steps": 50}}, "simulate.steps is 50, it had 100"),
+        ({"simulate": {"settle_limit": 500}}, "simulate.settle_limit is 500, it had 1000"),
     ],
 )
 def test_results_of_other_settings_are_not_shown_under_those_of_today(

@@ -222,7 +222,7 @@ def tamper(monkeypatch: pytest.MonkeyPatch, network: IntegerNetwork, layer: int,
     layers = list(network.layers)
     layers[layer] = replace(layers[layer], **changed)
     wrong = replace(network, layers=tuple(layers))
-    monkeypatch.setattr(run_module, "DenseEngine", lambda network, device: DenseEngine(wrong, device))
+    monkeypatch.setattr(run_module, "ENGINES", {"auto": lambda network, device: DenseEngine(wrong, device)})
     return wrong
 
 

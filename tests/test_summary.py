@@ -112,7 +112,7 @@ def test_no_difference_reads_as_minus_zero(results: list[ChainResult]) -> None:
 
 def test_official_images_are_named_without_reserve(results: list[ChainResult]) -> None:
     text = markdown(results)
-    assert "Images: CIFAR-10 (official archive), 50,000 for training and 10,000 for testing." in text
+    assert "Made from CIFAR-10 (official archive), 50,000 for training and 10,000 for testing." in text
     assert "not directly comparable" not in text
     assert "Not trained by the published protocol" not in text
     assert "Zou et al." in text
@@ -120,7 +120,7 @@ def test_official_images_are_named_without_reserve(results: list[ChainResult]) -
 
 def test_images_encoded_anew_are_said_not_to_be_comparable(tmp_path: Path) -> None:
     text = markdown(make_results(tmp_path, data=data_set("images")))
-    assert "Images: images of photos.tar.gz" in text
+    assert "Made from images of photos.tar.gz" in text
     assert "**not the official CIFAR-10 archive**" in text
     assert "the published figures are not directly comparable" in text
     assert "Beside the published figures" in text
@@ -128,7 +128,7 @@ def test_images_encoded_anew_are_said_not_to_be_comparable(tmp_path: Path) -> No
 
 def test_other_images_have_no_published_figures(tmp_path: Path) -> None:
     text = markdown(make_results(tmp_path, data=data_set("digits")))
-    assert "Images: scikit-learn digits, 1,437 for training and 360 for testing." in text
+    assert "Made from scikit-learn digits, 1,437 for training and 360 for testing." in text
     assert "No published figures belong to these images" in text
     assert "Zou" not in text
 

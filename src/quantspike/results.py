@@ -110,6 +110,7 @@ class Certificate(_Content):
     """How many images came to rest, T exceeded if need be, and how many of these differ from the integer network."""
 
     images: Count
+    settle_limit: Annotated[int, Field(ge=1)]
     settled: Count
     mismatches: Count
 
@@ -196,7 +197,8 @@ def outdated(result: ChainResult) -> list[str]:
         epochs = result.training[result.training["phase"] == phase]
         pairs[f"{phase}.epochs"] = (wanted.epochs, len(epochs))
         pairs[f"{phase}.learning_rate"] = (wanted.learning_rate, float(epochs["learning_rate"].iloc[-1]))
-    if result.conversion and result.snn:
+    if result.conversion and result.snn and result.certificate:
+        pairs["simulate.settle_limit"] = (settings.simulate.settle_limit, result.certificate.settle_limit)
         pairs["convert.weight_bits"] = (settings.convert.weight_bits, result.conversion.weight_bits)
         pairs["simulate.steps"] = (settings.simulate.steps, result.snn.steps)
     return [f"{name} is {now}, it had {then}" for name, (now, then) in pairs.items() if now != then]

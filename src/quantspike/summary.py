@@ -80,7 +80,7 @@ def _profile_section(profile: str, results: list[ChainResult]) -> list[str]:
 
 
 def _about_images(data: DataSet, compared: bool) -> str:
-    made_from = f"Images: {data.name}, {data.train_images:,} for training and {data.test_images:,} for testing."
+    made_from = f"Made from {data.name}, {data.train_images:,} for training and {data.test_images:,} for testing."
     if data.kind == "cifar10":
         return made_from
     if not compared:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +16,9 @@ from quantspike.params import Simulate
 from quantspike.simulation.dense import Batch, DenseEngine, StepCounts, exact_convolutions
 from quantspike.simulation.trace import Mismatch, Trace, concatenate
 
+ENGINES: Mapping[str, type[DenseEngine]] = MappingProxyType({"auto": DenseEngine, "dense": DenseEngine})
+"""What `simulate.engine` may name; auto is the fastest of them."""
+
 
 def simulate(network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device) -> Trace:
     """Simulates images for T steps and runs those that are not at rest on, up to the settling limit.
@@ -23,9 +29,9 @@ def simulate(network: IntegerNetwork, images: Tensor, settings: Simulate, device
     Args:
         network: the converted network.
         images: uint8 [N, C, H, W], as stored.
-        settings: `steps` is T, the length of the curves; after `settle_limit` steps an image is given up
-            as not settling; `batch_size` images are simulated together, which changes nothing but speed
-            and memory.
+        settings: `engine` is one of ENGINES; `steps` is T, the length of the curves; after `settle_limit`
+            steps an image is given up as not settling; `batch_size` images are simulated together, which
+            changes nothing but speed and memory.
         device: where the simulation runs.
 
     Raises:
@@ -34,7 +40,7 @@ def simulate(network: IntegerNetwork, images: Tensor, settings: Simulate, device
     if len(images) == 0:
         raise QuantspikeError("there are no images to simulate")
     with exact_convolutions():
-        engine = DenseEngine(network, device)
+        engine = ENGINES[settings.engine](network, device)
         traces = []
         first = 0
         for part in tqdm(
