@@ -14,13 +14,13 @@ import torch
 
 from quantspike import cli
 from quantspike.data import load_dataset
-from quantspike.devices import resolve_device
 from quantspike.evaluation import load_scores
 from quantspike.files import read_json, write_text
 from quantspike.integer import load_integer_network
 from quantspike.params import Params
 from quantspike.paths import Chain
 from quantspike.simulation import simulate
+from quantspike.simulation.engines import engine_device
 from quantspike.simulation.measures import check_proved, verdict, write_logs, write_measures, write_no_measures
 
 
@@ -31,7 +31,8 @@ def main(params: Params, chain: Chain) -> None:
         write_no_measures(chain.metrics, read_json(chain.metrics / "ann.json")["accuracy"])
         print(f"{chain.key}: full precision has no spikes to simulate")
         return
-    settings, device = params.profiles[chain.profile].simulate, resolve_device(params.device)
+    settings = params.profiles[chain.profile].simulate
+    device = engine_device(settings.engine, params.device)
     network = load_integer_network(chain.integer_network)
     dataset = load_dataset(chain.dataset)
     ann_predictions = load_scores(chain.data / "evaluate.safetensors", len(dataset.test_images)).argmax(1)

@@ -1,7 +1,8 @@
-"""Whole simulations: the curves are the oracle's, the counts are the integer network's, on every image."""
+"""Whole simulations on every engine: the curves are the oracle's, the counts are the integer network's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -20,15 +21,27 @@ from quantspike.integer import IntegerNetwork
 from quantspike.params import Simulate
 from quantspike.simulation import Mismatch, Trace, simulate
 from quantspike.simulation import run as run_module
-from quantspike.simulation.dense import DenseEngine
+from quantspike.simulation.engines import ENGINES
 from quantspike.simulation.measures import certificate, check_proved, curves, layer_curves, verdict
 
 CPU = torch.device("cpu")
 LIMIT = 4096
 
 
-def run(network: IntegerNetwork, images: Tensor, steps: int, limit: int = LIMIT, batch_size: int = 50) -> Trace:
-    return simulate(network, images, Simulate(steps=steps, settle_limit=limit, batch_size=batch_size), CPU)
+Run = Callable[..., Trace]
+
+
+def run_on(
+    engine: Any, network: IntegerNetwork, images: Tensor, steps: int, limit: int = LIMIT, batch_size: int = 50
+) -> Trace:
+    settings = Simulate(steps=steps, settle_limit=limit, batch_size=batch_size, engine=engine)
+    return simulate(network, images, settings, CPU)
+
+
+@pytest.fixture(params=ENGINES)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Simulates on each of the engines in turn."""
+    return partial(run_on, request.param)
 
 
 def expected_trace(network: IntegerNetwork, images: Tensor, steps: int) -> dict[str, Any]:
@@ -78,10 +91,12 @@ def test_the_spiking_network_is_the_integer_network_and_its_curves_are_the_oracl
     text, size = case
     network = random_integer_network(text, size, seed, k=k, weight_bits=bits)
     images = random_images(n + 1, size, seed)[1:] if seed % 2 else random_images(n, size, seed)
-    trace = run(network, images, steps, batch_size=batch_size)
-    assert_same(trace, expected_trace(network, images, steps))
-    assert np.array_equal(trace.final_predictions, trace.integer_predictions)
-    check_proved(trace)
+    expected = expected_trace(network, images, steps)
+    for engine in ENGINES:
+        trace = run_on(engine, network, images, steps, batch_size=batch_size)
+        assert_same(trace, expected)
+        assert np.array_equal(trace.final_predictions, trace.integer_predictions)
+        check_proved(trace)
 
 
 @pytest.fixture
@@ -95,11 +110,11 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 7, 8])
-def test_the_batch_size_changes_nothing(network: IntegerNetwork, images: Tensor, batch_size: int) -> None:
+def test_the_batch_size_changes_nothing(run: Run, network: IntegerNetwork, images: Tensor, batch_size: int) -> None:
     assert_same(run(network, images, 9, batch_size=batch_size), run(network, images, 9))
 
 
-def test_the_order_of_the_images_changes_nothing(network: IntegerNetwork, images: Tensor) -> None:
+def test_the_order_of_the_images_changes_nothing(run: Run, network: IntegerNetwork, images: Tensor) -> None:
     order = torch.tensor([4, 0, 6, 1, 5, 3, 2])
     trace, shuffled = run(network, images, 9, batch_size=3), run(network, images[order], 9, batch_size=3)
     by_image = {field.name for field in fields(Trace)} - {"mismatching_images", "first_mismatch"}
@@ -108,7 +123,7 @@ def test_the_order_of_the_images_changes_nothing(network: IntegerNetwork, images
         assert np.array_equal(getattr(shuffled, name), values if name.startswith("layer_") else values[..., order])
 
 
-def test_steps_beyond_the_last_repeat_the_counts_at_rest(network: IntegerNetwork, images: Tensor) -> None:
+def test_steps_beyond_the_last_repeat_the_counts_at_rest(run: Run, network: IntegerNetwork, images: Tensor) -> None:
     trace = run(network, images, 300)
     last = int(trace.settled_step.max())
     assert 1 < last < 300
@@ -120,7 +135,9 @@ def test_steps_beyond_the_last_repeat_the_counts_at_rest(network: IntegerNetwork
     assert trace.layer_settled[-1].tolist() == [7] * 6
 
 
-def test_running_on_to_the_limit_leaves_the_measures_at_the_last_step(network: IntegerNetwork, images: Tensor) -> None:
+def test_running_on_to_the_limit_leaves_the_measures_at_the_last_step(
+    run: Run, network: IntegerNetwork, images: Tensor
+) -> None:
     stopped, run_on = run(network, images, 3, limit=3), run(network, images, 3)
     assert stopped.settled_step.min() == 0
     assert run_on.settled_step.max() > 3
@@ -130,7 +147,7 @@ def test_running_on_to_the_limit_leaves_the_measures_at_the_last_step(network: I
 
 
 def test_an_image_that_does_not_settle_is_reported_and_never_called_equal(
-    network: IntegerNetwork, images: Tensor
+    run: Run, network: IntegerNetwork, images: Tensor
 ) -> None:
     expected = expected_trace(network, images, 12)
     limit = int(np.sort(expected["settled_step"])[3])
@@ -148,13 +165,13 @@ def test_an_image_that_does_not_settle_is_reported_and_never_called_equal(
     check_proved(trace)
 
 
-def test_an_image_may_settle_at_the_limit_itself(network: IntegerNetwork, images: Tensor) -> None:
+def test_an_image_may_settle_at_the_limit_itself(run: Run, network: IntegerNetwork, images: Tensor) -> None:
     last = int(run(network, images, 1).settled_step.max())
     assert run(network, images, 1, limit=last).settled_step.min() > 0
     assert (run(network, images, 1, limit=last - 1).settled_step == 0).any()
 
 
-def test_an_image_without_contrast_settles_on_what_the_biases_give(network: IntegerNetwork) -> None:
+def test_an_image_without_contrast_settles_on_what_the_biases_give(run: Run, network: IntegerNetwork) -> None:
     flat = torch.full((1, 2, 8, 8), 99, dtype=torch.uint8)
     assert network.input_current(flat).abs().max() == 0
     assert_same(run(network, flat, 5), expected_trace(network, flat, 5))
@@ -176,7 +193,7 @@ def pixels(*images: list[int]) -> Tensor:
     return torch.tensor(images, dtype=torch.uint8)[:, :, None, None]
 
 
-def test_a_simulation_worked_out_by_hand() -> None:
+def test_a_simulation_worked_out_by_hand(run: Run) -> None:
     # BRIGHT gives counts 1 and 3 behind inputs 1 and 5; the neuron of theta = 4 fires at step 1 and takes it back at
     # step 3 (see test_dense). DARK gives negative inputs and no spikes at all: at rest after step 1.
     trace = run(two_to_one([1, 5], ([10, -4], [0], [4])), pixels(BRIGHT, DARK), steps=4)
@@ -195,7 +212,7 @@ def test_a_simulation_worked_out_by_hand() -> None:
     assert (trace.images, trace.steps) == (2, 4)
 
 
-def test_the_lowest_of_equal_classes_is_predicted_after_every_step() -> None:
+def test_the_lowest_of_equal_classes_is_predicted_after_every_step(run: Run) -> None:
     network = two_to_one([1, 5], ([10, -4], [0], [4]))
     network = replace(network, classifier=torch.tensor([[0], [1], [1]], dtype=torch.int16))
     # Net counts of 1, 1, 0, 0: logits (0, 1, 1) twice, then (0, 0, 0).
@@ -203,7 +220,7 @@ def test_the_lowest_of_equal_classes_is_predicted_after_every_step() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
-def test_a_membrane_beyond_30_bits_is_named_with_the_image_of_the_whole_set(batch_size: int) -> None:
+def test_a_membrane_beyond_30_bits_is_named_with_the_image_of_the_whole_set(run: Run, batch_size: int) -> None:
     # Counts 1 and 2 add 10 - 6 at step 1 to the 2^30 - 4 of channel 1, and leave 2^30 - 6 at rest.
     head = ([[0, 0], [10, -6]], [0, 2**30 - 4], [2**20, 2**20])
     network = two_to_one([1, 3], head)
@@ -212,7 +229,7 @@ def test_a_membrane_beyond_30_bits_is_named_with_the_image_of_the_whole_set(batc
         run(network, pixels(FLAT, DARK, FLAT, BRIGHT, FLAT), steps=2, limit=2, batch_size=batch_size)
 
 
-def test_images_that_do_not_fit_the_network_are_refused(network: IntegerNetwork) -> None:
+def test_images_that_do_not_fit_the_network_are_refused(run: Run, network: IntegerNetwork) -> None:
     with pytest.raises(QuantspikeError, match=r"the images are \(2, 7, 8\) .* at least 8 x 8 pixels"):
         run(network, torch.zeros((3, 2, 7, 8), dtype=torch.uint8), steps=2)
 
@@ -222,13 +239,14 @@ def tamper(monkeypatch: pytest.MonkeyPatch, network: IntegerNetwork, layer: int,
     layers = list(network.layers)
     layers[layer] = replace(layers[layer], **changed)
     wrong = replace(network, layers=tuple(layers))
-    monkeypatch.setattr(run_module, "ENGINES", {"auto": lambda network, device: DenseEngine(wrong, device)})
+    new_engine = run_module.new_engine
+    monkeypatch.setattr(run_module, "new_engine", lambda name, _, device: new_engine(name, wrong, device))
     return wrong
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
 def test_an_engine_with_a_wrong_weight_is_caught_and_the_neuron_named(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int
+    run: Run, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     network = two_to_one([1, 5], ([[10, 0], [4, 4]], [0, 0], [4, 4]))
     weight = network.layers[1].weight.clone()
@@ -250,7 +268,7 @@ def test_an_engine_with_a_wrong_weight_is_caught_and_the_neuron_named(
 
 
 def test_the_place_of_a_wrong_neuron_is_its_place_in_the_map(
-    monkeypatch: pytest.MonkeyPatch, network: IntegerNetwork, images: Tensor
+    run: Run, monkeypatch: pytest.MonkeyPatch, network: IntegerNetwork, images: Tensor
 ) -> None:
     # An eighth of a step more changes the count of few neurons of the channel.
     bias = network.layers[0].bias.clone()
@@ -265,7 +283,7 @@ def test_the_place_of_a_wrong_neuron_is_its_place_in_the_map(
     assert (trace.first_mismatch, trace.mismatching_images) == (place, 1)
 
 
-def test_the_first_mismatch_is_the_same_for_every_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_mismatch_is_the_same_for_every_batch_size(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # BRIGHT settles later than FLAT; both end on counts of 2 in place of 0: (10 - 12 + 8 + 2) / 4 and (8 + 2) / 4.
     network = two_to_one([1, 5], ([10, -4], [0], [4]))
     tamper(monkeypatch, network, 1, bias=torch.tensor([8], dtype=torch.int32))

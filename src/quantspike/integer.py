@@ -166,9 +166,14 @@ def check_membrane(membrane: Tensor, layer: int, images: Tensor | int = 0) -> No
         return
     place = (membrane.long().abs() >= MEMBRANE_LIMIT).nonzero()[0].tolist()
     image = images + place[0] if isinstance(images, int) else int(images[place[0]])
-    raise QuantspikeError(
-        f"image {image}, layer {layer + 1}, channel {place[1]}: the membrane reaches "
-        f"{int(membrane[tuple(place)])}, beyond 2^30; convert with fewer weight_bits or a smaller k"
+    raise membrane_error(image, layer, place[1], int(membrane[tuple(place)]))
+
+
+def membrane_error(image: int, layer: int, channel: int, value: int) -> QuantspikeError:
+    """What to say of a membrane beyond 31 bits; `layer` is an index from 0."""
+    return QuantspikeError(
+        f"image {image}, layer {layer + 1}, channel {channel}: the membrane reaches {value}, beyond 2^30; "
+        "convert with fewer weight_bits or a smaller k"
     )
 
 

@@ -128,7 +128,7 @@ class Simulate(Section):
 
     steps: Count = 100
     settle_limit: Count = 1000
-    engine: Literal["auto", "dense"] = "auto"
+    engine: Literal["auto", "reference", "dense", "events"] = "auto"
     batch_size: Count = 50
     log_batch: Count = 50
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from quantspike.integer import IntegerLayer, IntegerNetwork, check_membrane
 from quantspike.operations import fan_outs
 from quantspike.simulation.neuron import NeuronParameters, NeuronState, fire
+from quantspike.simulation.recording import Recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,33 @@ class DenseEngine:
             )
             for layer, fan in zip(network.layers, fans, strict=True)
         ]
+
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+        """Runs a batch until every image is at rest; see `Engine`.
+
+        An image at rest is dropped from the batch, since nothing changes in it any more.
+        """
+        with exact_convolutions():
+            batch = self.start(input_current, first)
+            recording = Recording.blank(steps, [torch.zeros_like(count, device="cpu") for count in batch.net_spikes()])
+            step = 0
+            while len(batch.images) and step < settle_limit:
+                step += 1
+                counts = batch.step()
+                settled = counts.at_rest.all(dim=0)
+                running = (batch.images - first).cpu().numpy()
+                if step <= steps:
+                    for name in ("positive", "negative", "synops", "at_rest"):
+                        getattr(recording, name)[step - 1][:, running] = getattr(counts, name).cpu().numpy()
+                    predictions = self._network.logits(batch.net_spikes()[-1]).argmax(dim=1).cpu().numpy()
+                    # An image at rest keeps its class.
+                    recording.predictions[step - 1 :, running] = predictions
+                if bool(settled.any()):
+                    recording.settled_step[running[settled.cpu().numpy()]] = step
+                    _keep_counts(recording, batch, settled, first)
+                    batch.keep(~settled)
+            _keep_counts(recording, batch, torch.ones_like(batch.images, dtype=torch.bool), first)
+            return recording
 
     def start(self, input_current: Tensor, first: int = 0) -> Batch:
         """A batch before its first step.
@@ -139,6 +167,12 @@ def exact_convolutions() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+
+
+def _keep_counts(recording: Recording, batch: Batch, chosen: Tensor, first: int) -> None:
+    images = batch.images[chosen].cpu() - first
+    for kept, counts in zip(recording.net_spikes, batch.net_spikes(chosen), strict=True):
+        kept[images] = counts.cpu()
 
 
 def _current(spikes: Tensor, layer: _Layer) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Integers = NDArray[np.int64]
+from quantspike.simulation.recording import Integers
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,345 @@
+"""Spike by spike on the CPU: each spike adds one row of weights to each place that it reaches.
+
+A layer's spikes never reach back, so a layer can be run through all the steps once the spikes of the layer before
+are known. That order keeps the work where the caches are: a place's membranes stay in the first-level cache from
+its first step to its last, and a block of weights stays in the second-level cache for all places of a few images.
+Threads take a few images each. What a step costs follows from its spikes; a place where nothing arrives and
+nothing is left to fire costs nothing.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantspike.architecture import Layer
+from quantspike.errors import QuantspikeError
+from quantspike.integer import (
+    LARGEST_THRESHOLD,
+    MEMBRANE_LIMIT,
+    IntegerLayer,
+    IntegerNetwork,
+    check_membrane,
+    membrane_error,
+)
+from quantspike.operations import fan_outs
+from quantspike.simulation import event_kernels as kernels
+from quantspike.simulation.recording import Integers, Recording
+from quantspike.simulation.vectors import LANES
+
+CHUNK = 32
+"""Steps that a layer is run before the next layer follows: most images are at rest by then, and spikes of more steps
+would only take memory."""
+
+BLOCK_BYTES = 640 * 1024
+"""Weights that are used together, to fit a second-level cache of 1 MB and more."""
+
+IMAGES_AT_ONCE = 8
+"""Images that share a block of weights while it is in the cache."""
+
+CACHE_LINE = 64
+
+INT16_LIMIT = 2**15 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    shape: Layer
+    bias: NDArray[np.int32]
+    threshold: NDArray[np.int32]
+    half_threshold: NDArray[np.int32]
+    weights: NDArray[np.int16]
+    numbers: Integers
+    width: int
+    fan_out: Integers
+
+    @property
+    def lanes(self) -> int:
+        """Output channels, filled up to whole tiles."""
+        return len(self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spikes:
+    """Spikes of one layer in a chunk, as the kernels lay them out."""
+
+    places: NDArray[np.int32]
+    bounds: NDArray[np.int32]
+    last: NDArray[np.int32]
+    counts: Integers
+
+    @classmethod
+    def none(cls, n: int) -> _Spikes:
+        last = np.zeros((n, 1), np.int32)
+        return cls(np.empty(0, np.int32), last[..., None], last, np.zeros((3, 0, n), np.int64))
+
+
+@dataclass(frozen=True, order=True)
+class _Overflow:
+    """The first membrane to leave 31 bits: an order in which other engines come upon it too."""
+
+    step: int
+    layer: int
+    image: int
+    channel: int
+    value: int
+
+
+def fits(network: IntegerNetwork) -> bool:
+    """Whether no step can move a membrane by 2^30 or more, so that 32 bits hold it until it has been checked."""
+    return all(int(layer.absolute_sums.max()) < MEMBRANE_LIMIT for layer in network.layers)
+
+
+class EventEngine:
+    """Runs batches of one network on all cores of the CPU; keeps nothing between batches."""
+
+    def __init__(self, network: IntegerNetwork, threads: int | None = None) -> None:
+        """Lays out the weights for the kernels.
+
+        Args:
+            network: the converted network.
+            threads: how many to use (default: as many as torch does, which heeds OMP_NUM_THREADS).
+
+        Raises:
+            QuantspikeError: a step's sums could leave 32 bits.
+        """
+        if not fits(network):
+            raise QuantspikeError(
+                "the sums of one step may leave the 31 bits that the engine 'events' works with; "
+                "set simulate.engine to dense or auto, or convert with fewer weight_bits"
+            )
+        self._layers = [
+            _lay_out(layer, fan_out, encoding=index == 0)
+            for index, (layer, fan_out) in enumerate(zip(network.layers, fan_outs(network.architecture), strict=True))
+        ]
+        self._classifier = np.ascontiguousarray(network.classifier.numpy().T.astype(np.int64))
+        self._threads = threads or torch.get_num_threads()
+
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+        """Runs a batch until every image is at rest; see `Engine`."""
+        n = len(input_current)
+        encoder = input_current + torch.from_numpy(self._layers[0].bias)[: input_current.shape[1], None, None]
+        check_membrane(encoder, 0, first)
+        batch = _Batch(self._layers, self._classifier, encoder, steps, settle_limit)
+        size = min(IMAGES_AT_ONCE, -(-n // self._threads))
+        groups = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+        with ThreadPoolExecutor(self._threads) as pool:
+            overflows = [found for found in pool.map(batch.run, groups) if found]
+        if overflows:
+            worst = min(overflows)
+            raise membrane_error(first + worst.image, worst.layer, worst.channel, worst.value)
+        return batch.recording
+
+
+class _Batch:
+    """State and recording of a batch; groups of its images are run independently of each other."""
+
+    def __init__(
+        self, layers: list[_Layer], classifier: Integers, encoder: Tensor, steps: int, settle_limit: int
+    ) -> None:
+        n = len(encoder)
+        self._layers, self._classifier, self._encoder = layers, classifier, encoder
+        self._limit = settle_limit
+        shapes = [(n, layer.shape.out_size**2, layer.lanes) for layer in layers]
+        self._membranes = [np.empty(shape, np.int32) for shape in shapes]
+        self._net_spikes = [np.empty(shape, np.int32) for shape in shapes]
+        self._logits = np.zeros((n, classifier.shape[1]), np.int64)
+        self.recording = Recording.blank(
+            steps, [_as_maps(net, layer.shape) for net, layer in zip(self._net_spikes, layers, strict=True)]
+        )
+
+    def run(self, images: Integers) -> _Overflow | None:
+        """Runs some images from the first step until they are at rest, chunk by chunk."""
+        self._start(images)
+        done = 0
+        while len(images) and done < self._limit:
+            chunk = min(CHUNK, self._limit - done)
+            settled, overflow = self._advance(images, done, chunk)
+            if overflow:
+                return overflow
+            images = images[~settled]
+            done += chunk
+        return None
+
+    def _start(self, images: Integers) -> None:
+        for layer, membranes, net_spikes in zip(self._layers, self._membranes, self._net_spikes, strict=True):
+            membranes[images] = layer.bias
+            net_spikes[images] = 0
+        channels = self._layers[0].shape.out_channels
+        self._membranes[0][images, :, :channels] = self._encoder[images].flatten(2).transpose(1, 2).numpy()
+
+    def _advance(self, images: Integers, done: int, chunk: int) -> tuple[NDArray[np.bool_], _Overflow | None]:
+        """One chunk through all layers; tells which images are at rest at its end, and what left 31 bits first."""
+        n, recording = len(images), self.recording
+        recorded = min(chunk, max(0, len(recording.predictions) - done))
+        steps = slice(done, done + recorded)
+        task = _Task(images, chunk, np.full(n, chunk))
+        restless_steps = np.zeros(n, np.int64)
+        overflows: list[_Overflow] = []
+        spikes = _Spikes.none(n)
+        for index in range(len(self._layers)):
+            spikes, restless, found = self._advance_layer(index, task, spikes)
+            for values, counted in zip(
+                (recording.positive, recording.negative, recording.synops), spikes.counts, strict=True
+            ):
+                values[steps, index, images] = counted[:recorded]
+            recording.at_rest[steps, index, images] = restless.T[:recorded] == 0
+            np.maximum(restless_steps, _last_set(restless), out=restless_steps)
+            overflows += [replace(one, step=done + one.step) for one in found]
+        predictions = np.empty((chunk, n), np.int64)
+        logits = self._logits[images]
+        kernels.classify(spikes.places, spikes.bounds, self._classifier, logits, predictions)
+        self._logits[images] = logits
+        recording.predictions[steps, images] = predictions[:recorded]
+        # An image at rest keeps its class.
+        recording.predictions[steps.stop :, images] = predictions[-1]
+        settled = restless_steps < chunk
+        recording.settled_step[images[settled]] = done + restless_steps[settled] + 1
+        return settled, min(overflows, default=None)
+
+    def _advance_layer(
+        self, index: int, task: _Task, spikes: _Spikes
+    ) -> tuple[_Spikes, NDArray[np.uint8], list[_Overflow]]:
+        """One chunk of one layer: its spikes, after which steps it was not at rest, and what left 31 bits."""
+        layer, membranes, net_spikes = self._layers[index], self._membranes[index], self._net_spikes[index]
+        n, places, chunk = len(task.images), layer.shape.out_size**2, task.steps
+        masks = np.empty((n, chunk, places, layer.lanes // LANES, 2), np.uint64)
+        used = np.empty((n, places, layer.lanes // layer.width), np.int32)
+        restless = np.zeros((n, chunk), np.uint8)
+        beyond = task.allowed.copy()
+        fired = kernels.advance_layer(
+            task.images,
+            membranes,
+            net_spikes,
+            layer.threshold,
+            layer.half_threshold,
+            layer.weights,
+            layer.numbers,
+            spikes.places,
+            spikes.bounds,
+            spikes.last,
+            task.allowed,
+            masks,
+            used,
+            restless,
+            beyond,
+        )
+        overflows = []
+        for i in np.flatnonzero(beyond < task.allowed):
+            # Where a membrane left 31 bits, its place stopped at that step.
+            stopped = (used[i] == beyond[i] + 1).any(axis=1)
+            values = membranes[task.images[i]][stopped]
+            wrong = np.abs(values.astype(np.int64)) >= MEMBRANE_LIMIT
+            channel = int(wrong.any(axis=0).argmax())
+            value = int(values[wrong[:, channel].argmax(), channel])
+            overflows.append(_Overflow(int(beyond[i]) + 1, index, int(task.images[i]), channel, value))
+        task.allowed[:] = beyond
+        scale = self._layers[index + 1].width if index + 1 < len(self._layers) else 1
+        return _listed(masks, used, fired, layer, scale), restless, overflows
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What a group does in a chunk: its images, the number of steps, and how many of them each image may run."""
+
+    images: Integers
+    steps: int
+    allowed: Integers
+
+
+def _listed(masks: NDArray[np.uint64], used: NDArray[np.int32], fired: int, layer: _Layer, scale: int) -> _Spikes:
+    """The spikes of a chunk, counted and listed for the next layer, whose rows hold `scale` weights."""
+    n, chunk, places = masks.shape[:3]
+    spikes = _Spikes(
+        np.empty(fired, np.int32),
+        np.empty((n, 2 * int(used.max()), places + 1), np.int32),
+        np.empty((n, places), np.int32),
+        np.zeros((3, chunk, n), np.int64),
+    )
+    shape = layer.shape
+    kernels.list_spikes(
+        masks,
+        used,
+        shape.out_size,
+        shape.out_channels,
+        scale,
+        layer.fan_out,
+        spikes.places,
+        spikes.bounds,
+        spikes.last,
+        *spikes.counts,
+    )
+    return spikes
+
+
+def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Layer:
+    """Weights in blocks of output channels, in each one row for each place of the kernel and channel in.
+
+    No spikes reach the encoding layer, so to the kernels it has no channels in.
+    """
+    shape = replace(layer.shape, in_channels=0) if encoding else layer.shape
+    lanes = -(-shape.out_channels // LANES) * LANES
+    rows = shape.in_channels * shape.kernel**2
+    tiles = lanes // LANES
+    width = LANES * max(
+        count
+        for count in range(1, tiles + 1)
+        if tiles % count == 0 and (count == 1 or 2 * LANES * count * rows <= BLOCK_BYTES)
+    )
+    padded = np.zeros((shape.kernel, shape.kernel, shape.in_channels, lanes), np.int16)
+    padded[..., : shape.out_channels] = layer.weight[:, : shape.in_channels].permute(2, 3, 1, 0).numpy()
+    blocks = padded.reshape(rows, lanes // width, width).transpose(1, 0, 2)
+    largest = int(layer.weight.abs().max())
+    numbers = (
+        shape.in_channels,
+        shape.in_size,
+        shape.out_size,
+        shape.kernel,
+        shape.stride,
+        shape.padding,
+        width,
+        INT16_LIMIT // max(1, largest),
+    )
+    return _Layer(
+        shape,
+        _filled(layer.bias, lanes, 0),
+        # A channel that is not there has no weights and never fires.
+        _filled(layer.threshold, lanes, LARGEST_THRESHOLD),
+        _filled(layer.half_threshold, lanes, LARGEST_THRESHOLD // 2),
+        _aligned(blocks.ravel()),
+        np.array(numbers, np.int64),
+        width,
+        fan_out.ravel(),
+    )
+
+
+def _filled(values: Tensor, lanes: int, rest: int) -> NDArray[np.int32]:
+    filled = np.full(lanes, rest, np.int32)
+    filled[: len(values)] = values.numpy()
+    return filled
+
+
+def _aligned(values: NDArray[np.int16]) -> NDArray[np.int16]:
+    """A copy that begins where a cache line does, so that no vector of a row straddles two."""
+    buffer = np.empty(values.nbytes + CACHE_LINE, np.uint8)
+    start = -buffer.ctypes.data % CACHE_LINE
+    copy = buffer[start : start + values.nbytes].view(np.int16)
+    copy[:] = values
+    return copy
+
+
+def _as_maps(net_spikes: NDArray[np.int32], shape: Layer) -> Tensor:
+    """[n, places, lanes] seen as [n, C, H, W]."""
+    n, size = len(net_spikes), shape.out_size
+    return torch.from_numpy(net_spikes).view(n, size, size, -1)[..., : shape.out_channels].permute(0, 3, 1, 2)
+
+
+def _last_set(flags: NDArray[np.uint8]) -> Integers:
+    """For each row, how many columns there are up to the last one that is set: [n, steps] -> int64 [n]."""
+    steps = flags.shape[1]
+    return np.where(flags.any(axis=1), steps - flags[:, ::-1].argmax(axis=1), 0)
