@@ -13,7 +13,7 @@ import oracle
 from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
-from quantspike.simulation.dense import Batch, DenseEngine, exact_convolutions
+from quantspike.simulation.dense import Batch, DenseEngine
 
 CPU = torch.device("cpu")
 
@@ -133,9 +133,8 @@ def test_sums_are_exact_below_and_beyond_24_bits(inputs: int, sum_of_weights: in
     head = ([weights, weights], [1 - sum_of_weights, -sum_of_weights], [2, 2])
     encoder = ([1] * inputs, [1] * inputs, [2] * inputs)
     network = integer_network(f"{inputs}C1-2", [encoder, head], [[1, 0], [0, 1]])
-    with exact_convolutions():
-        batch = DenseEngine(network, CPU).start(torch.zeros((1, inputs, 1, 1), dtype=torch.int64))
-        batch.step()
+    batch = DenseEngine(network, CPU).start(torch.zeros((1, inputs, 1, 1), dtype=torch.int64))
+    batch.step()
     assert batch.net_spikes()[1].flatten().tolist() == [1, 0]
 
 
@@ -162,19 +161,3 @@ def test_a_membrane_that_leaves_30_bits_on_the_way_is_named_although_it_would_co
     batch.keep(torch.tensor([False, True, True]))
     with pytest.raises(QuantspikeError, match=r"image 5, layer 2, channel 0: the membrane reaches 1073741824, beyond"):
         batch.step()
-
-
-def test_the_exact_settings_end_with_the_simulation() -> None:
-    def settings() -> tuple[bool, bool, bool]:
-        cuda = torch.backends.cuda.matmul
-        return cuda.allow_tf32, torch.backends.cudnn.enabled, torch.is_inference_mode_enabled()
-
-    def fail() -> None:
-        with exact_convolutions():
-            assert settings() == (False, False, True)
-            raise ZeroDivisionError
-
-    before = settings()
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert settings() == before

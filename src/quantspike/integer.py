@@ -17,6 +17,7 @@ from torch.nn import functional
 from quantspike.architecture import Architecture, Layer
 from quantspike.augmentation import center_crop
 from quantspike.errors import QuantspikeError
+from quantspike.exact import LARGEST, convolve, exact_format
 from quantspike.params import WEIGHT_BITS
 from quantspike.tensors import Header, load_tensors, save_tensors
 
@@ -105,9 +106,7 @@ class IntegerNetwork:
             )
         standardized = _standardize_exactly(center_crop(images.cpu(), architecture.image_size))
         whole = (standardized * 2.0 ** (INPUT_BITS + self.k)).round()
-        _check_sums(self.layers[0], whole, 0)
-        sums = _convolve(whole, self.layers[0])
-        return (sums / 2.0**INPUT_BITS).round().long()
+        return (_sums(whole, self.layers[0], 0) / 2.0**INPUT_BITS).round().long()
 
     def settled_counts(self, input_current: Tensor, first: int = 0) -> list[Tensor]:
         """Net spike counts of every layer once nothing changes any more: equation (1) of the conversion.
@@ -120,18 +119,19 @@ class IntegerNetwork:
             first: number of the first image in the whole set, for messages.
 
         Returns:
-            Per layer, int64 [N, out, size, size].
+            Per layer, int32 [N, out, size, size].
 
         Raises:
             QuantspikeError: a membrane would leave 31 bits.
         """
         counts: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            drive = _drive(counts[-1], layer, index) if counts else input_current
-            membrane = drive + layer.bias.long()[:, None, None]
+            # In 64 bits until it is known to fit 32.
+            drive = _sums(counts[-1], layer, index).long() if counts else input_current
+            membrane = drive + layer.bias[:, None, None]
             check_membrane(membrane, index, first)
-            shifted = (membrane + layer.half_threshold.long()[:, None, None]).clamp_(min=0)
-            counts.append(shifted // layer.threshold.long()[:, None, None])
+            shifted = membrane.int().add_(layer.half_threshold[:, None, None]).clamp_(min=0)
+            counts.append(shifted.div_(layer.threshold[:, None, None], rounding_mode="floor"))
         return counts
 
     def logits(self, counts: Tensor) -> Tensor:
@@ -287,21 +287,21 @@ def _standardize_exactly(pixels: Tensor) -> Tensor:
     return (n * values - total).double() / radicand.double().sqrt()
 
 
-def _drive(counts: Tensor, layer: IntegerLayer, index: int) -> Tensor:
-    """sum_i w_oi n_i, exactly: int64 [N, in, H, W] -> int64 [N, out, H', W']."""
-    _check_sums(layer, counts, index)
-    return _convolve(counts.double(), layer).long()
+def _sums(values: Tensor, layer: IntegerLayer, index: int) -> Tensor:
+    """sum_i w_oi x_i of whole numbers, exactly: [N, in, H, W] -> fp32 or float64 [N, out, H', W']."""
+    shape = layer.shape
+    dtype = exact_format(shape, _largest_sum(values, layer), values.device, f"layer {index + 1}")
+    return convolve(values, layer.weight, shape, dtype)
 
 
-def _check_sums(layer: IntegerLayer, values: Tensor, index: int) -> None:
-    """Makes sure that float64 holds every sum of weights times these whole numbers, and every part of it."""
-    largest = int(layer.absolute_sums.max()) * int(values.abs().max()) if values.numel() else 0
-    if largest >= 2**53:
-        raise QuantspikeError(
-            f"layer {index + 1}: sums may reach {largest}, which float64 does not hold exactly; "
-            "convert with fewer weight_bits or a smaller k"
-        )
-
-
-def _convolve(values: Tensor, layer: IntegerLayer) -> Tensor:
-    return functional.conv2d(values, layer.weight.double(), stride=layer.shape.stride, padding=layer.shape.padding)
+def _largest_sum(values: Tensor, layer: IntegerLayer) -> int:
+    """Bound on |sum_i w_oi x_i| and all its parts: S_o max |x|, or max |w| times the sum of |x| under the kernel."""
+    if values.numel() == 0:
+        return 0
+    shape, magnitudes = layer.shape, values.abs()
+    by_weights = int(layer.absolute_sums.max()) * int(magnitudes.max())
+    if by_weights < LARGEST[torch.float32]:
+        return by_weights
+    by_place = magnitudes.sum(dim=1, keepdim=True, dtype=torch.float64)
+    under_kernel = functional.avg_pool2d(by_place, shape.kernel, shape.stride, shape.padding, divisor_override=1)
+    return min(by_weights, int(layer.weight.abs().max()) * int(under_kernel.max()))

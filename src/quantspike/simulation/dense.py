@@ -3,14 +3,13 @@ that its format holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from quantspike.exact import exact_format, exact_kernels
 from quantspike.integer import IntegerLayer, IntegerNetwork, check_membrane
 from quantspike.operations import fan_outs
 from quantspike.simulation.neuron import NeuronParameters, NeuronState, fire
@@ -52,13 +51,13 @@ class DenseEngine:
         fans = fan_outs(network.architecture)
         self._layers = [
             _Layer(
-                layer.weight.to(device, _exact_format(layer)).contiguous(memory_format=torch.channels_last),
+                layer.weight.to(device, _format(layer, index, device)).contiguous(memory_format=torch.channels_last),
                 layer.shape.stride,
                 layer.shape.padding,
                 NeuronParameters(_per_channel(layer.threshold, device), _per_channel(layer.half_threshold, device)),
                 torch.from_numpy(fan).to(device),
             )
-            for layer, fan in zip(network.layers, fans, strict=True)
+            for index, (layer, fan) in enumerate(zip(network.layers, fans, strict=True))
         ]
 
     def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
@@ -66,7 +65,7 @@ class DenseEngine:
 
         An image at rest is dropped from the batch, since nothing changes in it any more.
         """
-        with exact_convolutions():
+        with exact_kernels(), torch.inference_mode():
             batch = self.start(input_current, first)
             recording = Recording.blank(steps, [torch.zeros_like(count, device="cpu") for count in batch.net_spikes()])
             step = 0
@@ -153,20 +152,9 @@ class Batch:
         self.images = self.images[chosen]
 
 
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Keeps GPUs from kernels that are not exact on whole numbers.
-
-    cuDNN may choose Winograd or FFT transforms and tf32, which round; torch's own kernels multiply and
-    add in the format they are given.
-    """
-    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=False), torch.inference_mode():
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+def _format(layer: IntegerLayer, index: int, device: torch.device) -> torch.dtype:
+    """A number format that holds every partial sum of a step, whatever the order: at most S_o."""
+    return exact_format(layer.shape, int(layer.absolute_sums.max()), device, f"layer {index + 1}")
 
 
 def _keep_counts(recording: Recording, batch: Batch, chosen: Tensor, first: int) -> None:
@@ -179,11 +167,6 @@ def _current(spikes: Tensor, layer: _Layer) -> Tensor:
     """Input of one step from spikes in {-1, 0, 1}, in a type in which membrane and input can be added."""
     sums = functional.conv2d(spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding)
     return sums.int() if layer.weight.dtype == torch.float32 else sums.long()
-
-
-def _exact_format(layer: IntegerLayer) -> torch.dtype:
-    """fp32 where it holds every partial sum of a step, whatever the order: S_o < 2^24."""
-    return torch.float32 if int(layer.absolute_sums.max()) < 2**24 else torch.float64
 
 
 def _per_channel(values: Tensor, device: torch.device) -> Tensor:
