@@ -126,9 +126,8 @@ class IntegerNetwork:
         """
         counts: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            # In 64 bits until it is known to fit 32.
-            drive = _sums(counts[-1], layer, index).long() if counts else input_current
-            membrane = drive + layer.bias[:, None, None]
+            drive = _sums(counts[-1], layer, index) if counts else input_current
+            membrane = _whole(drive) + layer.bias[:, None, None]
             check_membrane(membrane, index, first)
             shifted = membrane.int().add_(layer.half_threshold[:, None, None]).clamp_(min=0)
             counts.append(shifted.div_(layer.threshold[:, None, None], rounding_mode="floor"))
@@ -292,6 +291,11 @@ def _sums(values: Tensor, layer: IntegerLayer, index: int) -> Tensor:
     shape = layer.shape
     dtype = exact_format(shape, _largest_sum(values, layer), values.device, f"layer {index + 1}")
     return convolve(values, layer.weight, shape, dtype)
+
+
+def _whole(sums: Tensor) -> Tensor:
+    """As integers: 32 bits hold the sums that fp32 holds, and a bias below 2^30 besides."""
+    return sums.int() if sums.dtype == torch.float32 else sums.long()
 
 
 def _largest_sum(values: Tensor, layer: IntegerLayer) -> int:

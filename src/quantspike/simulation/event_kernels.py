@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from quantspike.simulation.vectors import LANES, add_rows, fire, lowest_bit
+from quantspike.simulation.vectors import LANES, MARGIN, add_rows, add_wide_rows, copy_shifted, fire, lowest_bit
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
@@ -46,7 +46,7 @@ def advance_layer(
             a row of `width` weights for each channel in.
         numbers: int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding, width, and
             how many rows may be summed in 16 bits.
-        spikes: the spikes in, int32 [spikes], from `list_spikes` with a scale of `width`.
+        spikes: the spikes in, int32 [spikes + MARGIN], from `list_spikes` with a scale of `width`.
         bounds: where they stand, int32 [n, 2 steps, places in + 1].
         last: int32 [n, places in]: step after which a place sends no further spikes.
         allowed: int64 [n]: steps of the chunk that an image may run.
@@ -62,7 +62,7 @@ def advance_layer(
     _, places, lanes = membrane.shape
     tiles, blocks = width // LANES, lanes // width
     block_size = kernel * kernel * channels_in * width
-    rows = np.empty(kernel * kernel * channels_in, np.int32)
+    rows = np.empty(kernel * kernel * channels_in + MARGIN, np.int32)
     fired = 0
     for block in range(blocks):
         block_weights = weights[block * block_size : (block + 1) * block_size]
@@ -86,10 +86,9 @@ def advance_layer(
                             for source_y in range(top, bottom):
                                 source = source_y * size_in
                                 base = ((source_y - y) * kernel - x) * channels_in * width
-                                begin = bounds[image, 2 * step + sign, source + left]
-                                end = bounds[image, 2 * step + sign, source + right]
-                                for index in range(end - begin):
-                                    rows[total + index] = spikes[begin + index] + base
+                                begin = np.int64(bounds[image, 2 * step + sign, source + left])
+                                end = np.int64(bounds[image, 2 * step + sign, source + right])
+                                copy_shifted(rows, total, spikes, begin, end, base)
                                 total += end - begin
                     word = 2 * (((image * masks.shape[1] + step) * places + place) * masks.shape[3] + block * tiles)
                     if total == 0 and resting:
@@ -105,7 +104,12 @@ def advance_layer(
                         for first in range(0, total, most_rows):
                             taken = min(most_rows, total - first)
                             plus = min(taken, max(0, added - first))
-                            add_rows(membrane, start, block_weights, tile * LANES, rows, first, plus, taken - plus)
+                            if tiles % 2 == 1:
+                                add_rows(membrane, start, block_weights, tile * LANES, rows, first, plus, taken - plus)
+                            elif tile % 2 == 0:
+                                add_wide_rows(
+                                    membrane, start, block_weights, tile * LANES, rows, first, plus, taken - plus
+                                )
                         result = fire(
                             membrane, net_spikes, start, threshold, half_threshold, channel, masks, word + 2 * tile
                         )
@@ -149,7 +153,7 @@ def list_spikes(
         channels: of the layer.
         scale: weights in a row of the next layer.
         fan_out: synapses that a spike reaches, by place, int64 [places].
-        spikes: int32 [spikes], filled.
+        spikes: int32 [spikes + MARGIN], filled but for the margin.
         bounds: int32 [n, 2 span, places + 1], filled: where the positive spikes of step t begin in row 2t, and the
             negative ones in row 2t + 1, place by place; the last column is where they end.
         last: int32 [n, places], filled: step after which a place sends no further spikes.

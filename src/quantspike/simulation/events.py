@@ -30,7 +30,7 @@ from quantspike.integer import (
 from quantspike.operations import fan_outs
 from quantspike.simulation import event_kernels as kernels
 from quantspike.simulation.recording import Integers, Recording
-from quantspike.simulation.vectors import LANES
+from quantspike.simulation.vectors import LANES, MARGIN
 
 CHUNK = 32
 """Steps that a layer is run before the next layer follows: most images are at rest by then, and spikes of more steps
@@ -256,7 +256,7 @@ def _listed(masks: NDArray[np.uint64], used: NDArray[np.int32], fired: int, laye
     """The spikes of a chunk, counted and listed for the next layer, whose rows hold `scale` weights."""
     n, chunk, places = masks.shape[:3]
     spikes = _Spikes(
-        np.empty(fired, np.int32),
+        np.empty(fired + MARGIN, np.int32),
         np.empty((n, 2 * int(used.max()), places + 1), np.int32),
         np.empty((n, places), np.int32),
         np.zeros((3, chunk, n), np.int64),
@@ -285,12 +285,7 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
     shape = replace(layer.shape, in_channels=0) if encoding else layer.shape
     lanes = -(-shape.out_channels // LANES) * LANES
     rows = shape.in_channels * shape.kernel**2
-    tiles = lanes // LANES
-    width = LANES * max(
-        count
-        for count in range(1, tiles + 1)
-        if tiles % count == 0 and (count == 1 or 2 * LANES * count * rows <= BLOCK_BYTES)
-    )
+    width = _block_width(lanes, rows)
     padded = np.zeros((shape.kernel, shape.kernel, shape.in_channels, lanes), np.int16)
     padded[..., : shape.out_channels] = layer.weight[:, : shape.in_channels].permute(2, 3, 1, 0).numpy()
     blocks = padded.reshape(rows, lanes // width, width).transpose(1, 0, 2)
@@ -316,6 +311,13 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
         width,
         fan_out.ravel(),
     )
+
+
+def _block_width(lanes: int, rows: int) -> int:
+    """Channels of a block: as many as fit the cache, and an even number of tiles if there is one."""
+    step = 2 * LANES if lanes % (2 * LANES) == 0 else LANES
+    fitting = [width for width in range(step, lanes + 1, step) if lanes % width == 0 and 2 * width * rows <= BLOCK_BYTES]
+    return max(fitting, default=step)
 
 
 def _filled(values: Tensor, lanes: int, rest: int) -> NDArray[np.int32]:

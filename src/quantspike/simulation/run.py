@@ -81,10 +81,9 @@ def _compare(recording: Recording, expected: list[Tensor], first: int) -> tuple[
     wrong = torch.zeros_like(settled)
     mismatch: Mismatch | None = None
     for layer, (spiking, integer) in enumerate(zip(recording.net_spikes, expected, strict=True)):
-        different = spiking != integer
-        wrong_here = different.flatten(1).any(dim=1) & settled
+        wrong_here = (spiking != integer).any(dim=(1, 2, 3)) & settled
         for image in wrong_here.nonzero().flatten()[:1].tolist():
-            channel, y, x = different[image].nonzero()[0].tolist()
+            channel, y, x = (spiking[image] != integer[image]).nonzero()[0].tolist()
             counts = int(spiking[image, channel, y, x]), int(integer[image, channel, y, x])
             found = Mismatch(first + image, layer + 1, channel, y, x, *counts)
             mismatch = min(mismatch or found, found)

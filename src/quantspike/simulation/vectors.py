@@ -1,13 +1,14 @@
-"""What the event kernels do to 64 neurons at a time, written in LLVM's vector types.
+"""What the event kernels do to many neurons at a time, written in LLVM's vector types.
 
-Numba compiles loops over arrays, but neither keeps sums of 16 bits in registers across rows nor turns
-comparisons into bit masks. Vectors of LLVM do both, on every processor: it splits them into whatever registers
-there are (AVX-512, AVX2, NEON).
+Numba compiles loops over arrays, but it neither keeps sums of 16 bits in registers from row to row nor turns
+comparisons into bit masks. LLVM's vectors do both, on every processor: they are split into whatever registers there
+are (AVX-512, AVX2, NEON).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -19,56 +20,63 @@ from quantspike.integer import MEMBRANE_LIMIT
 LANES = 64
 """Neurons of a tile: one bit each in a mask of 64 bits."""
 
+MARGIN = 16
+"""Values that `copy_shifted` may read and write beyond the end."""
+
 _BIT, _INT16, _INT32, _INT64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_WEIGHTS, _NEURONS, _FLAGS = (ir.VectorType(scalar, LANES) for scalar in (_INT16, _INT32, _BIT))
 
 Codegen = Callable[[Any, ir.IRBuilder, Any, list[Any]], Any]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def add_rows(
-    typing_context: Any,
-    membrane: Any,
-    place: Any,
-    weights: Any,
-    lane: Any,
-    rows: Any,
-    first: Any,
-    added: Any,
-    subtracted: Any,
-) -> tuple[Any, Codegen]:
-    """membrane[place : place + 64] += sum of rows of weights - sum of further rows.
+def _row_adder(lanes: int) -> Any:
+    weights_type, sums_type = ir.VectorType(_INT16, lanes), ir.VectorType(_INT32, lanes)
 
-    The sums are kept in 16 bits, so at most 32767 // max |w| rows may be given at once.
+    def add_rows(
+        typing_context: Any,
+        membrane: Any,
+        place: Any,
+        weights: Any,
+        lane: Any,
+        rows: Any,
+        first: Any,
+        added: Any,
+        subtracted: Any,
+    ) -> tuple[Any, Codegen]:
+        """membrane[place : place + lanes] += sum of rows of weights - sum of further rows.
 
-    Args:
-        membrane: int32, contiguous, of any shape; `place` counts its values.
-        place: of the tile's first neuron.
-        weights: int16 [values].
-        lane: of the tile's first neuron within a row of weights.
-        rows: int32 [rows], where each row begins in `weights`.
-        first: of the rows to take.
-        added: how many rows are added, from `first` on.
-        subtracted: how many are subtracted, after those.
-    """
-    signature = types.void(membrane, place, weights, lane, rows, first, added, subtracted)
+        The sums are kept in 16 bits, so at most 32767 // max |w| rows may be given at once.
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
-        membrane, place, weights, lane, rows, first, added, subtracted = arguments
-        kinds = signature.args
-        data = _pointer(context, builder, kinds[2], weights, lane)
-        total = ir.Constant(_WEIGHTS, [0] * LANES)
-        middle = builder.add(first, added)
-        for begin, end, combine in (
-            (first, middle, builder.add),
-            (middle, builder.add(middle, subtracted), builder.sub),
-        ):
-            total = _fold(context, builder, kinds[4], rows, begin, end, data, total, combine)
-        target = _tile(context, builder, kinds[0], membrane, place)
-        _store(builder, builder.add(_load(builder, target, 4), builder.sext(total, _NEURONS)), target, 4)
-        return context.get_dummy_value()
+        Args:
+            membrane: int32, contiguous, of any shape; `place` counts its values.
+            place: of the first neuron.
+            weights: int16 [values].
+            lane: of the first neuron within a row of weights.
+            rows: int32 [rows], where each row begins in `weights`.
+            first: of the rows to take.
+            added: how many rows are added, from `first` on.
+            subtracted: how many are subtracted, after those.
+        """
 
-    return signature, codegen
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
+            membrane, place, weights, lane, rows, first, added, subtracted = arguments
+            kinds = signature.args
+            data = _pointer(context, builder, kinds[2], weights, lane)
+            row_at = _pointer(context, builder, kinds[4], rows, _number(0))
+            middle = builder.add(first, added)
+            total = _fold_rows(builder, builder.add, row_at, first, middle, data, ir.Constant(weights_type, None))
+            total = _fold_rows(builder, builder.sub, row_at, middle, builder.add(middle, subtracted), data, total)
+            target = _vector(builder, _pointer(context, builder, kinds[0], membrane, place), sums_type)
+            _store(builder, builder.add(_load(builder, target), builder.sext(total, sums_type)), target)
+            return context.get_dummy_value()
+
+        return types.void(membrane, place, weights, lane, rows, first, added, subtracted), codegen
+
+    return intrinsic(add_rows)
+
+
+add_rows = _row_adder(LANES)
+add_wide_rows = _row_adder(2 * LANES)
+"""The same for two tiles at once, which halves the look-ups."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -83,7 +91,7 @@ def fire(
     masks: Any,
     word: Any,
 ) -> tuple[Any, Codegen]:
-    """One step of 64 neurons by the rule of `neuron.fire`; their input is in the membrane already.
+    """One step of a tile by the rule of `neuron.fire`; its input is in the membrane already.
 
         d = max(0, U + h) - theta N
         s = +1 if d >= theta;  -1 if d < 0;  0 otherwise          N <- N + s
@@ -99,34 +107,33 @@ def fire(
         word: where the masks go, counted in values.
 
     Returns:
-        int64: bit 0 is set if one of the 64 is not at rest now, bit 1 if a |U| reaches 2^30; the bits above are the
-        number of spikes.
+        int64: bit 0 is set if a neuron of the tile is not at rest now, bit 1 if a |U| reaches 2^30; the bits above
+        are the number of spikes.
     """
-    signature = types.int64(membrane, net_spikes, place, threshold, half_threshold, channel, masks, word)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
         membrane, net_spikes, place, threshold, half_threshold, channel, masks, word = arguments
-        kinds = signature.args
-        u = _load(builder, _tile(context, builder, kinds[0], membrane, place), 4)
-        net_tile = _tile(context, builder, kinds[1], net_spikes, place)
-        net = _load(builder, net_tile, 4)
-        theta = _load(builder, _tile(context, builder, kinds[3], threshold, channel), 4)
-        half = _load(builder, _tile(context, builder, kinds[4], half_threshold, channel), 4)
-        zero = _splat(_INT32, 0)
+        kinds, tile = signature.args, ir.VectorType(_INT32, LANES)
+
+        def at(kind: int, array: Any, index: Any) -> Any:
+            return _vector(builder, _pointer(context, builder, kinds[kind], array, index), tile)
+
+        u, net_at = _load(builder, at(0, membrane, place)), at(1, net_spikes, place)
+        net = _load(builder, net_at)
+        theta, half = _load(builder, at(3, threshold, channel)), _load(builder, at(4, half_threshold, channel))
+        zero = _splat(tile, 0)
         shifted = builder.add(u, half)
         shifted = builder.select(builder.icmp_signed(">", shifted, zero), shifted, zero)
         distance = builder.sub(shifted, builder.mul(theta, net))
         positive = builder.icmp_signed(">=", distance, theta)
         negative = builder.icmp_signed("<", distance, zero)
-        spikes = builder.sub(builder.zext(positive, _NEURONS), builder.zext(negative, _NEURONS))
-        _store(builder, builder.add(net, spikes), net_tile, 4)
+        spikes = builder.sub(builder.zext(positive, tile), builder.zext(negative, tile))
+        _store(builder, builder.add(net, spikes), net_at)
         rest = builder.sub(distance, builder.mul(theta, spikes))
-        # One unsigned comparison finds what lies below 0 or not below theta.
+        # Unsigned, what lies below 0 is large: one comparison finds it and what is not below theta.
         restless = _any(builder, builder.icmp_unsigned(">=", rest, theta))
-        limit = _splat(_INT32, MEMBRANE_LIMIT - 1)
-        beyond = _any(
-            builder, builder.icmp_unsigned(">", builder.add(u, limit), _splat(_INT32, 2 * (MEMBRANE_LIMIT - 1)))
-        )
+        moved = builder.add(u, _splat(tile, MEMBRANE_LIMIT - 1))
+        beyond = _any(builder, builder.icmp_unsigned(">", moved, _splat(tile, 2 * (MEMBRANE_LIMIT - 1))))
         result = builder.or_(builder.zext(restless, _INT64), builder.shl(builder.zext(beyond, _INT64), _number(1)))
         for offset, flags in enumerate((positive, negative)):
             mask = builder.bitcast(flags, _INT64)
@@ -134,7 +141,37 @@ def fire(
             result = builder.add(result, builder.shl(builder.ctpop(mask), _number(2)))
         return result
 
-    return signature, codegen
+    return types.int64(membrane, net_spikes, place, threshold, half_threshold, channel, masks, word), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy_shifted(
+    typing_context: Any, target: Any, start: Any, source: Any, begin: Any, end: Any, shift: Any
+) -> tuple[Any, Codegen]:
+    """target[start:] = source[begin:end] + shift; reads and writes up to MARGIN - 1 values beyond.
+
+    Args:
+        target: int32 [values].
+        start: where the first value goes.
+        source: int32 [values].
+        begin: of the first value.
+        end: behind the last value.
+        shift: added to every value.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
+        target, start, source, begin, end, shift = arguments
+        few = ir.VectorType(_INT32, MARGIN)
+        lone = builder.insert_element(ir.Constant(few, ir.Undefined), builder.trunc(shift, _INT32), _number(0))
+        shifts = builder.shuffle_vector(lone, lone, ir.Constant(ir.VectorType(_INT32, MARGIN), None))
+        to = _pointer(context, builder, signature.args[0], target, builder.sub(start, begin))
+        at = _pointer(context, builder, signature.args[2], source, _number(0))
+        with _counting(builder, begin, end, MARGIN) as index:
+            moved = builder.add(_load(builder, _vector(builder, builder.gep(at, [index]), few)), shifts)
+            _store(builder, moved, _vector(builder, builder.gep(to, [index]), few))
+        return context.get_dummy_value()
+
+    return types.void(target, start, source, begin, end, shift), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -147,36 +184,38 @@ def lowest_bit(typing_context: Any, mask: Any) -> tuple[Any, Codegen]:
     return types.int64(types.uint64), codegen
 
 
-def _fold(
-    context: Any,
-    builder: ir.IRBuilder,
-    kind: Any,
-    rows: Any,
-    begin: Any,
-    end: Any,
-    data: Any,
-    total: Any,
-    combine: Callable[[Any, Any], Any],
+def _fold_rows(
+    builder: ir.IRBuilder, combine: Callable[[Any, Any], Any], row_at: Any, begin: Any, end: Any, data: Any, total: Any
 ) -> Any:
-    """Runs over the rows from `begin` to `end` and combines each with `total`, which stays in registers."""
+    """Combines the rows from `begin` to `end` with `total`, one by one, in registers."""
     before = builder.block
-    body, after = builder.append_basic_block("rows"), builder.append_basic_block("after")
-    builder.cbranch(builder.icmp_signed("<", begin, end), body, after)
-    builder.position_at_end(body)
-    index, running = builder.phi(begin.type), builder.phi(_WEIGHTS)
-    offset = builder.sext(builder.load(_pointer(context, builder, kind, rows, index)), _INT64)
-    row = builder.bitcast(builder.gep(data, [offset]), _WEIGHTS.as_pointer())
-    combined = combine(running, _load(builder, row, 2))
-    following = builder.add(index, ir.Constant(index.type, 1))
-    for phi, start, again in ((index, begin, following), (running, total, combined)):
-        phi.add_incoming(start, before)
-        phi.add_incoming(again, body)
-    builder.cbranch(builder.icmp_signed("<", following, end), body, after)
-    builder.position_at_end(after)
-    result = builder.phi(_WEIGHTS)
+    with _counting(builder, begin, end, 1) as index:
+        running = builder.phi(total.type)
+        offset = builder.sext(builder.load(builder.gep(row_at, [index])), _INT64)
+        combined = combine(running, _load(builder, _vector(builder, builder.gep(data, [offset]), total.type)))
+        running.add_incoming(total, before)
+        running.add_incoming(combined, builder.block)
+        body = builder.block
+    result = builder.phi(total.type)
     result.add_incoming(total, before)
     result.add_incoming(combined, body)
     return result
+
+
+@contextmanager
+def _counting(builder: ir.IRBuilder, begin: Any, end: Any, step: int) -> Iterator[Any]:
+    """A loop in one block; yields its index, which runs from `begin` to `end` exclusive."""
+    before = builder.block
+    body, after = builder.append_basic_block("body"), builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed("<", begin, end), body, after)
+    builder.position_at_end(body)
+    index = builder.phi(_INT64)
+    yield index
+    following = builder.add(index, _number(step))
+    index.add_incoming(begin, before)
+    index.add_incoming(following, body)
+    builder.cbranch(builder.icmp_signed("<", following, end), body, after)
+    builder.position_at_end(after)
 
 
 def _pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, index: Any) -> Any:
@@ -184,27 +223,26 @@ def _pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, index: 
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
-def _tile(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, index: Any) -> Any:
-    return builder.bitcast(_pointer(context, builder, kind, array, index), _NEURONS.as_pointer())
+def _vector(builder: ir.IRBuilder, pointer: Any, kind: ir.VectorType) -> Any:
+    return builder.bitcast(pointer, kind.as_pointer())
 
 
-def _load(builder: ir.IRBuilder, pointer: Any, align: int) -> Any:
+def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
     value = builder.load(pointer)
-    value.align = align
+    value.align = 2  # of a single weight; processors load unaligned vectors as fast where they are aligned after all
     return value
 
 
-def _store(builder: ir.IRBuilder, value: Any, pointer: Any, align: int) -> None:
-    builder.store(value, pointer).align = align
+def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    builder.store(value, pointer).align = 2
 
 
-def _splat(scalar: ir.IntType, value: int) -> ir.Constant:
-    return ir.Constant(ir.VectorType(scalar, LANES), [value] * LANES)
+def _splat(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
 
 
 def _any(builder: ir.IRBuilder, flags: Any) -> Any:
-    mask = builder.bitcast(flags, _INT64)
-    return builder.icmp_unsigned("!=", mask, _number(0))
+    return builder.icmp_unsigned("!=", builder.bitcast(flags, _INT64), _number(0))
 
 
 def _number(value: int) -> ir.Constant:
