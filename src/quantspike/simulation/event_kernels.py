@@ -97,11 +97,13 @@ def advance_layer(
                             masks[image, step, place, tile, 1] = 0
                         step += 1
                         continue
-                    flags = 0
+                    flags, groups = 0, (total + most_rows - 1) // most_rows
                     for tile in range(tiles):
                         channel = block * width + tile * LANES
                         start = (images[image] * places + place) * lanes + channel
-                        for first in range(0, total, most_rows):
+                        for group in range(groups):
+                            # Every other step backwards: the rows of the step before that came last are the nearest.
+                            first = most_rows * (group if step % 2 == 0 else groups - 1 - group)
                             taken = min(most_rows, total - first)
                             plus = min(taken, max(0, added - first))
                             if tiles % 2 == 1:

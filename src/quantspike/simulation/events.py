@@ -9,6 +9,7 @@ nothing is left to fire costs nothing.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -119,6 +120,8 @@ class EventEngine:
         ]
         self._classifier = np.ascontiguousarray(network.classifier.numpy().T.astype(np.int64))
         self._threads = threads or torch.get_num_threads()
+        words = max(layer.shape.out_size**2 * layer.lanes // LANES * 2 for layer in self._layers)
+        self._scratch = [np.empty(IMAGES_AT_ONCE * CHUNK * words, np.uint64) for _ in range(self._threads)]
 
     def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
         """Runs a batch until every image is at rest; see `Engine`."""
@@ -126,10 +129,15 @@ class EventEngine:
         encoder = input_current + torch.from_numpy(self._layers[0].bias)[: input_current.shape[1], None, None]
         check_membrane(encoder, 0, first)
         batch = _Batch(self._layers, self._classifier, encoder, steps, settle_limit)
-        size = min(IMAGES_AT_ONCE, -(-n // self._threads))
-        groups = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+        # As many groups for every thread, which take one after the other.
+        rounds = -(-n // (IMAGES_AT_ONCE * self._threads))
+        groups = iter(np.array_split(np.arange(n), min(n, rounds * self._threads)))
+
+        def work(scratch: NDArray[np.uint64]) -> list[_Overflow]:
+            return [found for images in groups if (found := batch.run(images, scratch))]
+
         with ThreadPoolExecutor(self._threads) as pool:
-            overflows = [found for found in pool.map(batch.run, groups) if found]
+            overflows = [found for part in pool.map(work, self._scratch) for found in part]
         if overflows:
             worst = min(overflows)
             raise membrane_error(first + worst.image, worst.layer, worst.channel, worst.value)
@@ -153,13 +161,21 @@ class _Batch:
             steps, [_as_maps(net, layer.shape) for net, layer in zip(self._net_spikes, layers, strict=True)]
         )
 
-    def run(self, images: Integers) -> _Overflow | None:
-        """Runs some images from the first step until they are at rest, chunk by chunk."""
+    def run(self, images: Integers, scratch: NDArray[np.uint64]) -> _Overflow | None:
+        """Runs some images from the first step until they are at rest, chunk by chunk.
+
+        Args:
+            images: which of the batch, int64 [n], IMAGES_AT_ONCE at most.
+            scratch: room for the masks of a layer.
+
+        Returns:
+            The first membrane that left 31 bits, if any; then the images are not run on.
+        """
         self._start(images)
         done = 0
         while len(images) and done < self._limit:
             chunk = min(CHUNK, self._limit - done)
-            settled, overflow = self._advance(images, done, chunk)
+            settled, overflow = self._advance(images, done, chunk, scratch)
             if overflow:
                 return overflow
             images = images[~settled]
@@ -173,12 +189,14 @@ class _Batch:
         channels = self._layers[0].shape.out_channels
         self._membranes[0][images, :, :channels] = self._encoder[images].flatten(2).transpose(1, 2).numpy()
 
-    def _advance(self, images: Integers, done: int, chunk: int) -> tuple[NDArray[np.bool_], _Overflow | None]:
+    def _advance(
+        self, images: Integers, done: int, chunk: int, scratch: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.bool_], _Overflow | None]:
         """One chunk through all layers; tells which images are at rest at its end, and what left 31 bits first."""
         n, recording = len(images), self.recording
         recorded = min(chunk, max(0, len(recording.predictions) - done))
         steps = slice(done, done + recorded)
-        task = _Task(images, chunk, np.full(n, chunk))
+        task = _Task(images, chunk, np.full(n, chunk), scratch)
         restless_steps = np.zeros(n, np.int64)
         overflows: list[_Overflow] = []
         spikes = _Spikes.none(n)
@@ -208,7 +226,8 @@ class _Batch:
         """One chunk of one layer: its spikes, after which steps it was not at rest, and what left 31 bits."""
         layer, membranes, net_spikes = self._layers[index], self._membranes[index], self._net_spikes[index]
         n, places, chunk = len(task.images), layer.shape.out_size**2, task.steps
-        masks = np.empty((n, chunk, places, layer.lanes // LANES, 2), np.uint64)
+        masks_shape = (n, chunk, places, layer.lanes // LANES, 2)
+        masks = task.scratch[: math.prod(masks_shape)].reshape(masks_shape)
         used = np.empty((n, places, layer.lanes // layer.width), np.int32)
         restless = np.zeros((n, chunk), np.uint8)
         beyond = task.allowed.copy()
@@ -250,6 +269,7 @@ class _Task:
     images: Integers
     steps: int
     allowed: Integers
+    scratch: NDArray[np.uint64]
 
 
 def _listed(masks: NDArray[np.uint64], used: NDArray[np.int32], fired: int, layer: _Layer, scale: int) -> _Spikes:
@@ -316,7 +336,9 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
 def _block_width(lanes: int, rows: int) -> int:
     """Channels of a block: as many as fit the cache, and an even number of tiles if there is one."""
     step = 2 * LANES if lanes % (2 * LANES) == 0 else LANES
-    fitting = [width for width in range(step, lanes + 1, step) if lanes % width == 0 and 2 * width * rows <= BLOCK_BYTES]
+    fitting = [
+        width for width in range(step, lanes + 1, step) if lanes % width == 0 and 2 * width * rows <= BLOCK_BYTES
+    ]
     return max(fitting, default=step)
 
 
