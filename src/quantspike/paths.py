@@ -58,6 +58,11 @@ class Chain:
         return self.root / "metrics" / self.profile / self.name
 
     @property
+    def logs(self) -> Path:
+        """Folder of the chain's logs in the published format."""
+        return self.metrics / "logs" / f"k{self.k}"
+
+    @property
     def data(self) -> Path:
         """Folder of the chain's large files: weights, logits and the integer network."""
         return self.root / "data" / self.profile / self.name

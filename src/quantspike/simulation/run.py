@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from quantspike.distributed import Group
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
 from quantspike.params import Simulate
@@ -41,15 +42,51 @@ def simulate(
     engine = new_engine(settings.engine, network, device)
     traces = []
     with torch.inference_mode():
-        for part in tqdm(
-            torch.split(images, settings.batch_size), desc="simulate", unit="batch", leave=False, disable=None
-        ):
+        batches = torch.split(images, settings.batch_size)
+        # Of several processes one shows how far it has come.
+        hidden = True if first > 0 else None
+        for part in tqdm(batches, desc="simulate", unit="batch", leave=False, disable=hidden):
             current = network.input_current(part)
             expected = network.settled_counts(current, first)
             recording = engine.run(current, settings.steps, settings.settle_limit, first)
             traces.append(_trace(network, recording, expected, first))
             first += len(part)
     return concatenate(traces)
+
+
+def simulate_shared(
+    network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device, group: Group
+) -> Trace | None:
+    """Shares the images between processes; the trace is the one that a single process would give.
+
+    Args:
+        network: as for `simulate`, like the arguments that follow.
+        images: all of them, in every process.
+        settings: the same in every process.
+        device: where the simulation runs; processes without a GPU of their own by number take one each.
+        group: the processes.
+
+    Returns:
+        The whole trace in the first process, None in the others.
+
+    Raises:
+        QuantspikeError: in the first process, what `simulate` raised in any of them.
+    """
+    share = group.share(len(images))
+    part: Trace | QuantspikeError | None = None
+    if len(images) == 0 or share.start < share.stop:
+        try:
+            part = simulate(network, images[share], settings, group.own_device(device), share.start)
+        except QuantspikeError as error:
+            # The first process waits for every part, so that none may stay away.
+            part = error
+    parts = group.gather(part)
+    if parts is None:
+        return None
+    for found in parts:
+        if isinstance(found, QuantspikeError):
+            raise found
+    return concatenate([found for found in parts if isinstance(found, Trace)])
 
 
 def _trace(network: IntegerNetwork, recording: Recording, expected: list[Tensor], first: int) -> Trace:

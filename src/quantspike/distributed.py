@@ -1,0 +1,61 @@
+"""Several processes at one piece of work, as `torchrun` starts them, on one machine or many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes at work.
+
+    Attributes:
+        rank: number of this one, from 0; the first one writes results.
+        size: how many there are.
+        local_rank: number of this one on its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    def share(self, n: int) -> slice:
+        """This process's part of n pieces, in order and as even as can be; it may be empty."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def gather(self, part: T) -> list[T] | None:
+        """Brings the parts of all processes to the first one, by rank; the others get None."""
+        if self.size == 1:
+            return [part]
+        parts: list[T] | None = [part] * self.size if self.rank == 0 else None
+        distributed.gather_object(part, parts)
+        return parts
+
+    def own_device(self, device: torch.device) -> torch.device:
+        """Where no GPU is named by number, each process of a machine takes one of its own."""
+        if device.type != "cuda" or device.index is not None:
+            return device
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+
+@contextmanager
+def processes() -> Iterator[Group]:
+    """Joins the processes that `torchrun` has started with this one, if it has; else the group is this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group()
+        return
+    # What is exchanged lies in main memory, whatever device computes.
+    distributed.init_process_group("gloo")
+    try:
+        yield Group(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        distributed.destroy_process_group()
