@@ -23,7 +23,6 @@ from quantspike.integer import IntegerNetwork
 from quantspike.simulation.events import EventEngine
 from quantspike.simulation.vectors import LANES
 
-
 TILE = 2 * LANES
 """Weights that are added at once, as the engine does with layers of 128 channels and more."""
 

@@ -30,11 +30,7 @@ def engine_device(engine: str, device: str) -> torch.device:
         QuantspikeError: the engine does not run on the device that is named, or the device is not there.
     """
     if engine in _CPU_ONLY:
-        if device.startswith("cuda"):
-            raise QuantspikeError(
-                f"simulate.engine is {engine!r}, which runs on the CPU only, but device is {device!r}; "
-                "set device to cpu or auto, or the engine to dense or auto"
-            )
+        _check_cpu(engine, device)
         return torch.device("cpu")
     return resolve_device(device)
 
@@ -53,6 +49,8 @@ def new_engine(name: str, network: IntegerNetwork, device: torch.device) -> Engi
     Raises:
         QuantspikeError: the machine lacks the engine, or the network does not fit it.
     """
+    if name in _CPU_ONLY:
+        _check_cpu(name, str(device))
     if name == "reference":
         return ReferenceEngine(network)
     has_numba = importlib.util.find_spec("numba") is not None
@@ -69,3 +67,11 @@ def new_engine(name: str, network: IntegerNetwork, device: torch.device) -> Engi
     if name == "auto" and not fits(network):
         return DenseEngine(network, device)
     return EventEngine(network)
+
+
+def _check_cpu(engine: str, device: str) -> None:
+    if device.startswith("cuda"):
+        raise QuantspikeError(
+            f"simulate.engine is {engine!r}, which runs on the CPU only, but device is {device!r}; "
+            "set device to cpu or auto, or the engine to dense or auto"
+        )

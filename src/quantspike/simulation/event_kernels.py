@@ -9,10 +9,10 @@ from numba import njit
 
 from quantspike.simulation.vectors import LANES, MARGIN, add_rows, add_wide_rows, copy_shifted, fire, lowest_bit
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def advance_layer(
     images: Any,
     membrane: Any,
@@ -86,8 +86,8 @@ def advance_layer(
                             for source_y in range(top, bottom):
                                 source = source_y * size_in
                                 base = ((source_y - y) * kernel - x) * channels_in * width
-                                begin = np.int64(bounds[image, 2 * step + sign, source + left])
-                                end = np.int64(bounds[image, 2 * step + sign, source + right])
+                                begin: Any = np.int64(bounds[image, 2 * step + sign, source + left])
+                                end: Any = np.int64(bounds[image, 2 * step + sign, source + right])
                                 copy_shifted(rows, total, spikes, begin, end, base)
                                 total += end - begin
                     word = 2 * (((image * masks.shape[1] + step) * places + place) * masks.shape[3] + block * tiles)
@@ -128,7 +128,7 @@ def advance_layer(
     return fired
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def list_spikes(
     masks: Any,
     used: Any,
@@ -192,7 +192,7 @@ def list_spikes(
             synops[step, image] += reached
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def classify(spikes: Any, bounds: Any, classifier: Any, logits: Any, predictions: Any) -> None:
     """Class with the largest logit after each step, the lowest one of equals.
 

@@ -250,10 +250,10 @@ class _Batch:
         )
         overflows = []
         for i in np.flatnonzero(beyond < task.allowed):
-            # Where a membrane left 31 bits, its place stopped at that step.
-            stopped = (used[i] == beyond[i] + 1).any(axis=1)
-            values = membranes[task.images[i]][stopped]
-            wrong = np.abs(values.astype(np.int64)) >= MEMBRANE_LIMIT
+            # Where a membrane left 31 bits, its place stopped with that step in the block of the channel.
+            stopped = np.repeat(used[i] == beyond[i] + 1, layer.width, axis=1)
+            values = membranes[task.images[i]].astype(np.int64)
+            wrong = stopped & (np.abs(values) >= MEMBRANE_LIMIT)
             channel = int(wrong.any(axis=0).argmax())
             value = int(values[wrong[:, channel].argmax(), channel])
             overflows.append(_Overflow(int(beyond[i]) + 1, index, int(task.images[i]), channel, value))

@@ -13,7 +13,8 @@ from quantspike.architecture import Architecture
 from quantspike.errors import QuantspikeError
 from quantspike.files import write_csv, write_json, write_text
 from quantspike.params import Simulate
-from quantspike.simulation.trace import Integers, Trace
+from quantspike.simulation.recording import Integers
+from quantspike.simulation.trace import Trace
 
 CURVE_COLUMNS = ("step", "accuracy", "positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
 LAYER_COLUMNS = ("step", "layer", "neurons", "positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")

@@ -76,16 +76,18 @@ class ReferenceEngine:
         """Synapses that spikes of layer `index` reach, by image: those of the next layer, or one per class at last."""
         fired = np.abs(spikes)
         if index + 1 == len(self._layers):
-            return fired.sum(axis=(1, 2, 3)) * len(self._classifier)
+            by_class: Integers = fired.sum(axis=(1, 2, 3)) * len(self._classifier)
+            return by_class
         shape = self._layers[index + 1].shape
-        reached: Integers = _windows(fired, shape).sum(axis=(1, 2, 3, 4, 5)) * shape.out_channels
-        return reached
+        by_synapse: Integers = _windows(fired, shape).sum(axis=(1, 2, 3, 4, 5)) * shape.out_channels
+        return by_synapse
 
 
 def _rule(membrane: Integers, net_spikes: Integers, threshold: Integers) -> Integers:
     """s = +1 if d >= theta, -1 if d < 0, 0 otherwise, with d = max(0, U + theta / 2) - theta N."""
     distance = np.maximum(0, membrane + threshold // 2) - threshold * net_spikes
-    return (distance >= threshold).astype(np.int64) - (distance < 0)
+    spikes: Integers = (distance >= threshold).astype(np.int64) - (distance < 0)
+    return spikes
 
 
 def _drive(spikes: Integers, weight: Integers, shape: Layer) -> Integers:
@@ -99,7 +101,8 @@ def _windows(values: Integers, shape: Layer) -> Integers:
     rim = (shape.padding, shape.padding)
     padded = np.pad(values, ((0, 0), (0, 0), rim, rim))
     windows = sliding_window_view(padded, (shape.kernel, shape.kernel), axis=(2, 3))
-    return windows[:, :, :: shape.stride, :: shape.stride]
+    seen: Integers = windows[:, :, :: shape.stride, :: shape.stride]
+    return seen
 
 
 def _check(membranes: Integers, layer: int, first: int) -> None:

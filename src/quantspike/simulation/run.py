@@ -12,8 +12,11 @@ from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
 from quantspike.params import Simulate
 from quantspike.simulation.engines import new_engine
-from quantspike.simulation.recording import Recording
+from quantspike.simulation.recording import Integers, Recording
 from quantspike.simulation.trace import Mismatch, Trace, concatenate
+
+COMPARED_AT_ONCE = 25
+"""Images whose integer network is computed together: enough for speed, and few enough for little memory."""
 
 
 def simulate(
@@ -47,9 +50,8 @@ def simulate(
         hidden = True if first > 0 else None
         for part in tqdm(batches, desc="simulate", unit="batch", leave=False, disable=hidden):
             current = network.input_current(part)
-            expected = network.settled_counts(current, first)
             recording = engine.run(current, settings.steps, settings.settle_limit, first)
-            traces.append(_trace(network, recording, expected, first))
+            traces.append(_trace(network, current, recording, first))
             first += len(part)
     return concatenate(traces)
 
@@ -89,9 +91,15 @@ def simulate_shared(
     return concatenate([found for found in parts if isinstance(found, Trace)])
 
 
-def _trace(network: IntegerNetwork, recording: Recording, expected: list[Tensor], first: int) -> Trace:
-    """What is reported of a batch, the comparison with the counts that were expected included."""
-    mismatching, mismatch = _compare(recording, expected, first)
+def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first: int) -> Trace:
+    """What is reported of a batch, the comparison with the integer network included."""
+    proof = _Proof(first)
+    integer_predictions = []
+    for start in range(0, len(current), COMPARED_AT_ONCE):
+        some = slice(start, start + COMPARED_AT_ONCE)
+        expected = network.settled_counts(current[some], first + start)
+        proof.compare([counts[some] for counts in recording.net_spikes], expected, recording.settled_step[some], start)
+        integer_predictions.append(network.logits(expected[-1]).argmax(dim=1).numpy())
     positive, negative, synops = (
         values.cumsum(axis=0) for values in (recording.positive, recording.negative, recording.synops)
     )
@@ -106,23 +114,30 @@ def _trace(network: IntegerNetwork, recording: Recording, expected: list[Tensor]
         layer_settled=recording.at_rest.sum(axis=2, dtype=np.int64),
         settled_step=recording.settled_step,
         final_predictions=network.logits(recording.net_spikes[-1]).argmax(dim=1).numpy(),
-        integer_predictions=network.logits(expected[-1]).argmax(dim=1).numpy(),
-        mismatching_images=mismatching,
-        first_mismatch=mismatch,
+        integer_predictions=np.concatenate(integer_predictions),
+        mismatching_images=proof.mismatching,
+        first_mismatch=proof.first_mismatch,
     )
 
 
-def _compare(recording: Recording, expected: list[Tensor], first: int) -> tuple[int, Mismatch | None]:
-    """How many images are at rest on other counts than expected, and the first neuron of the first of them."""
-    settled = torch.from_numpy(recording.settled_step > 0)
-    wrong = torch.zeros_like(settled)
-    mismatch: Mismatch | None = None
-    for layer, (spiking, integer) in enumerate(zip(recording.net_spikes, expected, strict=True)):
-        wrong_here = (spiking != integer).any(dim=(1, 2, 3)) & settled
-        for image in wrong_here.nonzero().flatten()[:1].tolist():
-            channel, y, x = (spiking[image] != integer[image]).nonzero()[0].tolist()
-            counts = int(spiking[image, channel, y, x]), int(integer[image, channel, y, x])
-            found = Mismatch(first + image, layer + 1, channel, y, x, *counts)
-            mismatch = min(mismatch or found, found)
-        wrong |= wrong_here
-    return int(wrong.sum()), mismatch
+class _Proof:
+    """Images at rest on other counts than the integer network's: how many, and the first neuron of the first."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self.mismatching = 0
+        self.first_mismatch: Mismatch | None = None
+
+    def compare(self, found: list[Tensor], expected: list[Tensor], settled_step: Integers, start: int) -> None:
+        """Compares some images of a batch, which begin at number `start` in it, layer by layer."""
+        settled = torch.from_numpy(settled_step > 0)
+        wrong = torch.zeros_like(settled)
+        for layer, (spiking, integer) in enumerate(zip(found, expected, strict=True)):
+            wrong_here = (spiking != integer).any(dim=(1, 2, 3)) & settled
+            for image in wrong_here.nonzero().flatten()[:1].tolist():
+                channel, y, x = (spiking[image] != integer[image]).nonzero()[0].tolist()
+                counts = int(spiking[image, channel, y, x]), int(integer[image, channel, y, x])
+                mismatch = Mismatch(self._first + start + image, layer + 1, channel, y, x, *counts)
+                self.first_mismatch = min(self.first_mismatch or mismatch, mismatch)
+            wrong |= wrong_here
+        self.mismatching += int(wrong.sum())

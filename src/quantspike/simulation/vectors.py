@@ -79,8 +79,7 @@ add_wide_rows = _row_adder(2 * LANES)
 """The same for two tiles at once, which halves the look-ups."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def fire(
+def _fire(
     typing_context: Any,
     membrane: Any,
     net_spikes: Any,
@@ -144,8 +143,10 @@ def fire(
     return types.int64(membrane, net_spikes, place, threshold, half_threshold, channel, masks, word), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def copy_shifted(
+fire: Any = intrinsic(_fire)
+
+
+def _copy_shifted(
     typing_context: Any, target: Any, start: Any, source: Any, begin: Any, end: Any, shift: Any
 ) -> tuple[Any, Codegen]:
     """target[start:] = source[begin:end] + shift; reads and writes up to MARGIN - 1 values beyond.
@@ -174,14 +175,19 @@ def copy_shifted(
     return types.void(target, start, source, begin, end, shift), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest_bit(typing_context: Any, mask: Any) -> tuple[Any, Codegen]:
+copy_shifted: Any = intrinsic(_copy_shifted)
+
+
+def _lowest_bit(typing_context: Any, mask: Any) -> tuple[Any, Codegen]:
     """Position of the lowest bit that is set in a uint64 other than 0."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
         return builder.cttz(arguments[0], ir.Constant(_BIT, 1))
 
     return types.int64(types.uint64), codegen
+
+
+lowest_bit: Any = intrinsic(_lowest_bit)
 
 
 def _fold_rows(

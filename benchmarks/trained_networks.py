@@ -1,0 +1,94 @@
+"""Which trained network a benchmark runs, and on which images."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from quantspike.architecture import Architecture
+from quantspike.conversion import convert
+from quantspike.data import Dataset, load_dataset, load_source
+from quantspike.errors import QuantspikeError
+from quantspike.integer import IntegerNetwork, load_integer_network
+from quantspike.networks import BATCH_NORM_EPS, Block, QuantizedCNN
+from quantspike.params import load_params
+
+WEIGHT_BITS = 12
+
+
+def newest_full_width_network() -> Path:
+    """The integer network under data/ that was written last, of those whose layers params.yaml has at width 1.
+
+    Raises:
+        QuantspikeError: there is none.
+    """
+    full_width = {model.layers for model in load_params().models.values()}
+    files = sorted(Path("data").glob("*/*/integer/network.safetensors"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(files):
+        if load_integer_network(path).architecture.text in full_width:
+            return path
+    raise QuantspikeError(
+        "there is no network of full width under data/: dvc repro --glob 'convert@short-cnn1-1-*' trains one (hours on "
+        "two cores), or name a trained one with --weights FILE and its images with --data"
+    )
+
+
+def load_network(path: Path) -> IntegerNetwork:
+    """An integer network as `convert` writes it, or a trained network from outside, which is converted to 12 bits.
+
+    A network from outside is a safetensors file with `layers`, `k` and `crop` in its header and the tensors
+    `conv<i>.weight`, `bn<i>.weight`, `.bias`, `.running_mean`, `.running_var` and `classifier.weight`.
+
+    Raises:
+        QuantspikeError: the file is absent, damaged or neither, lacks a tensor, or holds values that are not finite.
+    """
+    if not path.is_file():
+        raise QuantspikeError(f"{path} is not there: name a file of trained weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise QuantspikeError(f"{path} is damaged, or no safetensors file: {error}") from error
+    if "layers" not in header:
+        return load_integer_network(path)
+    try:
+        if float(header["batch_norm_eps"]) != BATCH_NORM_EPS:
+            raise QuantspikeError(f"{path}: batch_norm_eps is {header['batch_norm_eps']}, expected {BATCH_NORM_EPS}")
+        architecture = Architecture.parse(header["layers"], image_size=int(header["crop"]))
+        network = QuantizedCNN(architecture, int(header["k"]))
+        _fill(network, tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise QuantspikeError(f"{path} is no whole trained network: {error}") from error
+    return convert(network, WEIGHT_BITS)
+
+
+def load_images(source: Path | None) -> Dataset:
+    """Images from a file of `download`, or from wherever data.source may point; by default the newest under data/.
+
+    Raises:
+        QuantspikeError: there are none.
+    """
+    if source is None:
+        files = sorted(Path("data").glob("*/images.safetensors"), key=lambda path: path.stat().st_mtime)
+        if not files:
+            raise QuantspikeError("there are no images under data/: name them with --data, see README, Your images")
+        source = files[-1]
+    if source.suffix == ".safetensors":
+        return load_dataset(source)
+    with tempfile.TemporaryDirectory() as folder:
+        return load_source(str(source), downloads=Path(folder))
+
+
+def _fill(network: QuantizedCNN, tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for index, block in enumerate(network.blocks):
+            assert isinstance(block, Block)
+            block.convolution.weight.copy_(tensors[f"conv{index}.weight"])
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(block.normalization, name).copy_(tensors[f"bn{index}.{name}"])
+        network.classifier.weight.copy_(tensors["classifier.weight"])
