@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo run-demo test lint ui results publish clean
+.PHONY: help setup demo run-demo test lint ui results publish bench clean
 
 help:
 	@echo "make demo     the whole workflow on handwritten digits, in minutes, without a network"
@@ -15,6 +15,7 @@ help:
 	@echo "make results  the results table so far"
 	@echo "make ui       the MLflow UI on http://127.0.0.1:5000"
 	@echo "make publish  tables and MLflow runs made anew from the result files"
+	@echo "make bench    the simulation against other libraries; BENCH='--weights FILE --data IMAGES' names a network"
 	@echo "make setup    only the virtual environment, .venv"
 	@echo "make clean    removes .venv and caches, never results"
 	@echo "dvc repro     the experiments of params.yaml (after: . $(VENV)/bin/activate)"
@@ -60,6 +61,11 @@ publish: $(READY)
 
 ui: $(READY)
 	python -m quantspike.ui
+
+# The other libraries come only when they are asked for.
+bench: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	python benchmarks/simulation.py --json benchmark.json $(BENCH)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

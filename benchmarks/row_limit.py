@@ -94,8 +94,12 @@ def row_additions_per_second(network: IntegerNetwork, synops: Sequence[int], thr
         for layer, operations in zip(layers, synops, strict=True):
             numbers: NDArray[np.int64] = layer.numbers
             channels_in, kernel, width, at_once = (int(numbers[i]) for i in (0, 3, 6, 7))
-            rows = operations // layer.shape.out_channels
-            _add_stream(layer.weights, channels_in * kernel**2, width, rows, at_once)
+            rows, rows_in_block = operations // layer.shape.out_channels, channels_in * kernel**2
+            if width % TILE:
+                # The same weights, seen as rows of a tile.
+                rows, rows_in_block, width = (rows * width) // TILE, (rows_in_block * width) // TILE, TILE
+            if rows_in_block:
+                _add_stream(layer.weights, rows_in_block, width, rows, at_once)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(stream, range(threads)))  # compiles

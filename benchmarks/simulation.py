@@ -92,6 +92,9 @@ def measure(network: IntegerNetwork, images: Tensor, options: argparse.Namespace
         "peer_images": 0 if options.no_peers else options.peer_images * options.rounds,
         "rounds": options.rounds,
         "steps": options.steps,
+        "seconds_for_all_images": sum(
+            figures["seconds_per_image"] * len(part) for figures, part in zip(rounds, parts, strict=True)
+        ),
         "settled": settled,
         "mismatches": wrong,
         "medians": {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]},

@@ -59,10 +59,15 @@ def load_network(path: Path) -> IntegerNetwork:
     try:
         if float(header["batch_norm_eps"]) != BATCH_NORM_EPS:
             raise QuantspikeError(f"{path}: batch_norm_eps is {header['batch_norm_eps']}, expected {BATCH_NORM_EPS}")
-        architecture = Architecture.parse(header["layers"], image_size=int(header["crop"]))
+        architecture = Architecture.parse(
+            header["layers"],
+            image_size=int(header["crop"]),
+            image_channels=tensors["conv0.weight"].shape[1],
+            classes=len(tensors["classifier.weight"]),
+        )
         network = QuantizedCNN(architecture, int(header["k"]))
         _fill(network, tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, QuantspikeError) as error:
         raise QuantspikeError(f"{path} is no whole trained network: {error}") from error
     return convert(network, WEIGHT_BITS)
 

@@ -71,3 +71,12 @@ def test_scores_of_other_images_are_refused(tmp_path: Path) -> None:
 def test_absent_scores_are_named(tmp_path: Path) -> None:
     with pytest.raises(QuantspikeError, match="scores is not there"):
         load_scores(tmp_path / "scores", 7)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_scores_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    scores = torch.zeros(7, 3)
+    scores[4, 1] = value
+    save_scores(tmp_path / "scores", scores)
+    with pytest.raises(QuantspikeError, match="scores holds class scores that are not finite: delete it, train again"):
+        load_scores(tmp_path / "scores", 7)

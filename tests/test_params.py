@@ -221,7 +221,11 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
         ("profiles.tiny.train.flip", "yes", "profiles.tiny.train.flip: Input should be a valid boolean (found 'yes')"),
         ("profiles.tiny.convert.weight_bits", 3, "weight_bits: Input should be greater than or equal to 4 (found 3)"),
         ("profiles.tiny.convert.weight_bits", 17, "weight_bits: Input should be less than or equal to 16 (found 17)"),
-        ("profiles.tiny.simulate.engine", "fast", "engine: Input should be 'auto' or 'dense' (found 'fast')"),
+        (
+            "profiles.tiny.simulate.engine",
+            "fast",
+            "engine: Input should be 'auto', 'reference', 'dense' or 'events' (found 'fast')",
+        ),
         ("profiles.tiny.simulate.steps", 0, "simulate.steps: Input should be greater than or equal to 1 (found 0)"),
         (
             "profiles.tiny.simulate.settle_limit",

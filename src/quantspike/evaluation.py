@@ -62,9 +62,11 @@ def load_scores(path: Path, images: int) -> Tensor:
         images: the N there must be.
 
     Raises:
-        QuantspikeError: the file is absent, damaged, of another format or of other images.
+        QuantspikeError: the file is absent, damaged, of another format or of other images, or a score is not finite.
     """
     scores = load_tensors(path, FORMAT, VERSION)[1]["scores"]
     if len(scores) != images:
         raise QuantspikeError(f"{path} holds scores of {len(scores)} images, but there are {images}: run dvc repro")
+    if not bool(scores.isfinite().all()):
+        raise QuantspikeError(f"{path} holds class scores that are not finite: delete it, train again, run dvc repro")
     return scores

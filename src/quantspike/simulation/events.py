@@ -25,7 +25,6 @@ from quantspike.integer import (
     MEMBRANE_LIMIT,
     IntegerLayer,
     IntegerNetwork,
-    check_membrane,
     membrane_error,
 )
 from quantspike.operations import fan_outs
@@ -126,9 +125,7 @@ class EventEngine:
     def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
         """Runs a batch until every image is at rest; see `Engine`."""
         n = len(input_current)
-        encoder = input_current + torch.from_numpy(self._layers[0].bias)[: input_current.shape[1], None, None]
-        check_membrane(encoder, 0, first)
-        batch = _Batch(self._layers, self._classifier, encoder, steps, settle_limit)
+        batch = _Batch(self._layers, self._classifier, input_current, steps, settle_limit)
         # As many groups for every thread, which take one after the other.
         rounds = -(-n // (IMAGES_AT_ONCE * self._threads))
         groups = iter(np.array_split(np.arange(n), min(n, rounds * self._threads)))
@@ -148,10 +145,10 @@ class _Batch:
     """State and recording of a batch; groups of its images are run independently of each other."""
 
     def __init__(
-        self, layers: list[_Layer], classifier: Integers, encoder: Tensor, steps: int, settle_limit: int
+        self, layers: list[_Layer], classifier: Integers, input_current: Tensor, steps: int, settle_limit: int
     ) -> None:
-        n = len(encoder)
-        self._layers, self._classifier, self._encoder = layers, classifier, encoder
+        n = len(input_current)
+        self._layers, self._classifier, self._input_current = layers, classifier, input_current
         self._limit = settle_limit
         shapes = [(n, layer.shape.out_size**2, layer.lanes) for layer in layers]
         self._membranes = [np.empty(shape, np.int32) for shape in shapes]
@@ -171,7 +168,8 @@ class _Batch:
         Returns:
             The first membrane that left 31 bits, if any; then the images are not run on.
         """
-        self._start(images)
+        if overflow := self._start(images):
+            return overflow
         done = 0
         while len(images) and done < self._limit:
             chunk = min(CHUNK, self._limit - done)
@@ -182,12 +180,21 @@ class _Batch:
             done += chunk
         return None
 
-    def _start(self, images: Integers) -> None:
+    def _start(self, images: Integers) -> _Overflow | None:
+        """Membranes before the first step: biases, and in the encoding layer the only input that it ever gets."""
         for layer, membranes, net_spikes in zip(self._layers, self._membranes, self._net_spikes, strict=True):
             membranes[images] = layer.bias
             net_spikes[images] = 0
-        channels = self._layers[0].shape.out_channels
-        self._membranes[0][images, :, :channels] = self._encoder[images].flatten(2).transpose(1, 2).numpy()
+        channels = self._input_current.shape[1]
+        current = self._input_current[images].flatten(2).transpose(1, 2).numpy()
+        encoder = current + self._layers[0].bias[:channels]
+        self._membranes[0][images, :, :channels] = encoder
+        wrong = np.abs(encoder) >= MEMBRANE_LIMIT
+        if not wrong.any():
+            return None
+        i = int(wrong.any(axis=(1, 2)).argmax())
+        channel, value = _first_beyond(wrong[i], encoder[i])
+        return _Overflow(0, 0, int(images[i]), channel, value)
 
     def _advance(
         self, images: Integers, done: int, chunk: int, scratch: NDArray[np.uint64]
@@ -254,8 +261,7 @@ class _Batch:
             stopped = np.repeat(used[i] == beyond[i] + 1, layer.width, axis=1)
             values = membranes[task.images[i]].astype(np.int64)
             wrong = stopped & (np.abs(values) >= MEMBRANE_LIMIT)
-            channel = int(wrong.any(axis=0).argmax())
-            value = int(values[wrong[:, channel].argmax(), channel])
+            channel, value = _first_beyond(wrong, values)
             overflows.append(_Overflow(int(beyond[i]) + 1, index, int(task.images[i]), channel, value))
         task.allowed[:] = beyond
         scale = self._layers[index + 1].width if index + 1 < len(self._layers) else 1
@@ -270,6 +276,12 @@ class _Task:
     steps: int
     allowed: Integers
     scratch: NDArray[np.uint64]
+
+
+def _first_beyond(wrong: NDArray[np.bool_], membranes: Integers) -> tuple[int, int]:
+    """The lowest channel with a wrong membrane, and what it is at its first place: [places, channels] each."""
+    channel = int(wrong.any(axis=0).argmax())
+    return channel, int(membranes[wrong[:, channel].argmax(), channel])
 
 
 def _listed(masks: NDArray[np.uint64], used: NDArray[np.int32], fired: int, layer: _Layer, scale: int) -> _Spikes:
