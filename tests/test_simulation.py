@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracle
-from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network
+from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network, set_normalization
+from quantspike.architecture import Architecture
+from quantspike.conversion import convert
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
+from quantspike.networks import new_network
 from quantspike.params import Simulate
 from quantspike.simulation import Mismatch, Trace, simulate
 from quantspike.simulation import run as run_module
@@ -97,6 +100,41 @@ def test_the_spiking_network_is_the_integer_network_and_its_curves_are_the_oracl
         assert_same(trace, expected)
         assert np.array_equal(trace.final_predictions, trace.integer_predictions)
         check_proved(trace)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    case=st.sampled_from(LAYER_STRINGS),
+    seed=st.integers(0, 2**32 - 1),
+    k=st.integers(0, 4),
+    bits=st.integers(4, 16),
+    n=st.integers(1, 4),
+)
+def test_a_converted_network_with_scales_of_either_sign_and_none_is_the_same_on_every_engine(
+    case: tuple[str, int], seed: int, k: int, bits: int, n: int
+) -> None:
+    text, size = case
+    trained = new_network(Architecture.parse(text, image_size=size, image_channels=2, classes=3), k, seed).double()
+    random = torch.Generator().manual_seed(seed)
+    for block in trained.blocks:
+        channels = len(block.normalization.weight)
+        scale = torch.randn(channels, generator=random)
+        # About one channel in five is dead.
+        scale[torch.rand(channels, generator=random) < 0.2] = 0
+        set_normalization(
+            block,
+            scale,
+            torch.randn(channels, generator=random) / 2,
+            torch.zeros(channels),
+            torch.full((channels,), 0.125),
+        )
+    network = convert(trained.double(), bits)
+    images = random_images(n, size, seed)
+    traces = [run_on(engine, network, images, steps=30, batch_size=3) for engine in ENGINES]
+    for trace in traces[1:]:
+        assert_same(trace, traces[0])
+    assert (traces[0].settled_step > 0).all()
+    check_proved(traces[0])
 
 
 @pytest.fixture
