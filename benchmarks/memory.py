@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py --json memory.json
 
-What counts is the most memory that the process ever held (resident set), Python, torch and the images included.
+What counts is the most memory that the process ever held (resident set, in Linux's kibibytes), Python, torch and all
+training and test images included.
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from quantspike.integer import IntegerNetwork
+from quantspike.simulation.event_kernels import LANES
 from quantspike.simulation.events import EventEngine
-from quantspike.simulation.vectors import LANES
 
 TILE = 2 * LANES
 """Weights that are added at once, as the engine does with layers of 128 channels and more."""
@@ -90,19 +89,18 @@ def row_additions_per_second(network: IntegerNetwork, synops: Sequence[int], thr
     """
     layers = EventEngine(network)._layers[1:]
 
-    def stream(_: int) -> None:
+    def stream(share: float) -> None:
         for layer, operations in zip(layers, synops, strict=True):
-            numbers: NDArray[np.int64] = layer.numbers
-            channels_in, kernel, width, at_once = (int(numbers[i]) for i in (0, 3, 6, 7))
-            rows, rows_in_block = operations // layer.shape.out_channels, channels_in * kernel**2
+            width, rows = layer.width, int(share * operations) // layer.shape.out_channels
+            rows_in_block = layer.shape.in_channels * layer.shape.kernel**2
             if width % TILE:
                 # The same weights, seen as rows of a tile.
                 rows, rows_in_block, width = (rows * width) // TILE, (rows_in_block * width) // TILE, TILE
             if rows_in_block:
-                _add_stream(layer.weights, rows_in_block, width, rows, at_once)
+                _add_stream(layer.weights, rows_in_block, width, rows, layer.rows_at_once)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(stream, range(threads)))  # compiles
+        list(pool.map(stream, [0.01] * threads))  # compiles, and fetches the weights
         start = time.perf_counter()
-        list(pool.map(stream, range(threads)))
+        list(pool.map(stream, [1.0] * threads))
         return sum(synops) * threads / (time.perf_counter() - start)

@@ -160,4 +160,5 @@ def test_the_profile_accounts_for_every_layer(files: list[str]) -> None:
 def test_the_memory_is_measured_for_every_setting(files: list[str]) -> None:
     rows = json.loads(run("memory.py", *files, "--images", "10", "--batch-sizes", "5", "--steps", "3", "6"))
     assert [(row["batch_size"], row["steps"]) for row in rows] == [(5, 3), (5, 6)]
-    assert all(0 < row["peak_gigabytes_before"] <= row["peak_gigabytes"] < 8 for row in rows)
+    # Python and torch alone take more than 0.1 GB: a wrong unit would show.
+    assert all(0.1 < row["peak_gigabytes_before"] <= row["peak_gigabytes"] < 8 for row in rows)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,8 @@ from torch import Tensor
 
 from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network
 from quantspike.errors import QuantspikeError
-from quantspike.integer import IntegerNetwork
-from quantspike.simulation import events, neuron, vectors
+from quantspike.integer import MEMBRANE_LIMIT, IntegerNetwork
+from quantspike.simulation import event_kernels, events, neuron, spike_lists
 from quantspike.simulation.dense import DenseEngine
 from quantspike.simulation.engines import new_engine
 from quantspike.simulation.events import EventEngine, fits
@@ -414,29 +418,29 @@ def test_the_largest_step_that_fits_moves_a_membrane_exactly(sign: int) -> None:
 
 @njit  # type: ignore[untyped-decorator]
 def fire_tile(membrane: Any, net: Any, place: Any, theta: Any, half: Any, channel: Any, masks: Any, word: Any) -> Any:
-    return vectors.fire(membrane, net, place, theta, half, channel, masks, word)
+    return event_kernels.fire(membrane, net, place, theta, half, channel, masks, word)
 
 
 @njit  # type: ignore[untyped-decorator]
 def add_tile(membrane: Any, place: Any, weights: Any, lane: Any, rows: Any, first: Any, plus: Any, minus: Any) -> None:
-    vectors.add_rows(membrane, place, weights, lane, rows, first, plus, minus)
+    event_kernels.add_rows(membrane, place, weights, lane, rows, first, plus, minus)
 
 
 @njit  # type: ignore[untyped-decorator]
 def add_two_tiles(
     membrane: Any, place: Any, weights: Any, lane: Any, rows: Any, first: Any, plus: Any, minus: Any
 ) -> None:
-    vectors.add_wide_rows(membrane, place, weights, lane, rows, first, plus, minus)
+    event_kernels.add_wide_rows(membrane, place, weights, lane, rows, first, plus, minus)
 
 
 @njit  # type: ignore[untyped-decorator]
 def copy(target: Any, start: Any, source: Any, begin: Any, end: Any, shift: Any) -> None:
-    vectors.copy_shifted(target, start, source, begin, end, shift)
+    event_kernels.copy_shifted(target, start, source, begin, end, shift)
 
 
 @njit  # type: ignore[untyped-decorator]
 def lowest(mask: Any) -> Any:
-    return vectors.lowest_bit(mask)
+    return spike_lists.lowest_bit(mask)
 
 
 LARGEST = 2**30 - 1
@@ -532,7 +536,7 @@ def test_a_copy_is_shifted_and_goes_at_most_the_margin_beyond(n: int) -> None:
     copy(target, 5, source, 7, 7 + n, -300)
     assert target[:5].tolist() == [-1] * 5
     assert target[5 : 5 + n].tolist() == list(range(707, 707 + n))
-    assert (target[5 + n + vectors.MARGIN - 1 :] == -1).all()
+    assert (target[5 + n + event_kernels.MARGIN - 1 :] == -1).all()
     assert source.tolist() == list(range(1000, 1200))
 
 
@@ -540,3 +544,35 @@ def test_the_lowest_bit_is_found_wherever_it_is() -> None:
     for position in range(64):
         assert lowest(np.uint64(2**position)) == position
         assert lowest(np.uint64(2**64 - 2**position)) == position
+
+
+@pytest.mark.parametrize("module", [event_kernels, spike_lists])
+def test_what_numba_keeps_on_disk_depends_on_no_other_file_of_the_package(module: ModuleType) -> None:
+    # Its cache notices a change of the file that a compiled function stands in, and of no other.
+    source = Path(str(module.__file__)).read_text()
+    assert "cache=True" in source
+    imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in imported if isinstance(node, ast.ImportFrom)}
+    assert names
+    assert not [name for name in names if name.startswith("quantspike")]
+    assert event_kernels.MEMBRANE_LIMIT == MEMBRANE_LIMIT
+
+
+def test_an_interruption_lets_no_further_group_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def run(batch: object, images: NDArray[np.int64], scratch: object) -> None:
+        begun.append(int(images[0]))
+        if images[0] == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+
+    monkeypatch.setattr(events._Batch, "run", run)
+    monkeypatch.setattr(events, "IMAGES_AT_ONCE", 1)
+    network = random_integer_network("1C1-1", 1, seed=0)
+    engine = EventEngine(network, threads=2)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(network.input_current(random_images(40, 1, seed=0)), 5, 5)
+    # The other thread ends the group that it is at; 40 groups would take it 4 seconds.
+    assert len(begun) < 10

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.exact import adds_exactly, convolve, exact_format, exact_kernels
 
 CPU = torch.device("cpu")
+CONV2D = functional.conv2d
 LAYER = Layer("4C3", 2, 4, 3, 1, 1, 6, 6)
 SHAPES = [
     LAYER,
@@ -58,21 +62,62 @@ def test_a_convolution_is_the_sum_over_the_kernel() -> None:
     assert found.flatten().tolist() == [90.0, 90.0]
 
 
-def rounding_in(dtype: torch.dtype) -> object:
-    """A library whose convolutions in a format are off by what a transform of that format may be off."""
-    original = functional.conv2d
+def cut_to(bits: int, values: Tensor) -> Tensor:
+    """Rounds to so many significant bits, as tf32 (11) and bf16 (8) do."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
-    def conv2d(values: Tensor, weight: Tensor, **options: object) -> Tensor:
-        sums = original(values, weight, **options)  # type: ignore[arg-type]
-        return sums * (1 + 2 * torch.finfo(dtype).eps) if values.dtype == dtype else sums
+
+def reduced_precision(bits: int) -> Callable[..., Tensor]:
+    """A library that rounds what goes into an fp32 convolution."""
+
+    def conv2d(values: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        if values.dtype == torch.float32:
+            values, weight = cut_to(bits, values), cut_to(bits, weight)
+        return CONV2D(values, weight, **options)
 
     return conv2d
 
 
+def transform_for_batches(values: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """A library that takes a kernel that rounds from 16 images on."""
+    sums = CONV2D(values, weight, **options)
+    return sums * (1 + 2**-22) if len(values) >= 16 and values.dtype == torch.float32 else sums
+
+
+def rounded_sums(values: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """A library that keeps 23 bits of a sum in place of 24."""
+    sums = CONV2D(values, weight, **options)
+    return cut_to(23, sums) if values.dtype == torch.float32 else sums
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.token)
-def test_where_fp32_rounds_float64_is_taken(shape: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact.functional, "conv2d", rounding_in(torch.float32))
+@pytest.mark.parametrize(
+    "library",
+    [reduced_precision(8), reduced_precision(11), transform_for_batches, rounded_sums],
+    ids=["bf16", "tf32", "transform", "sums"],
+)
+def test_where_fp32_rounds_float64_is_taken(
+    library: Callable[..., Tensor], shape: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact.functional, "conv2d", library)
     assert exact_format(shape, 100, CPU, "layer 2") is torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("n", [1, 16, 50])
+def test_a_batch_of_real_size_is_summed_exactly_whatever_library_torch_takes(n: int, onednn: bool) -> None:
+    # Without oneDNN torch turns to NNPACK, whose Winograd transform rounds from 16 images on.
+    layer = Layer("64C3", 64, 64, 3, 1, 1, 12, 12)
+    random = torch.Generator().manual_seed(n)
+    values = torch.randint(-1, 2, (n, 64, 12, 12), generator=random)
+    weight = torch.randint(-2047, 2048, (64, 64, 3, 3), generator=random)
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        found = convolve(values, weight, layer, torch.float32)
+    windows = functional.pad(values, [1] * 4).unfold(2, 3, 1).unfold(3, 3, 1)
+    expected = torch.einsum("ncyxij,ocij->noyx", windows, weight)
+    assert torch.equal(found.long(), expected)
 
 
 def test_where_everything_rounds_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

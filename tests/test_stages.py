@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -284,6 +285,17 @@ def test_a_stage_that_is_run_again_changes_nothing(repeated: Path) -> None:
     for stage in ("evaluate", "convert", "simulate"):
         in_this_process(stage, *chain_arguments(repeated, 1))
     assert {name: (repeated / name).read_bytes() for name in files(repeated)} == before
+
+
+def test_processes_that_share_a_simulation_write_the_same_files_once(repeated: Path) -> None:
+    written = {name: (repeated / name).read_bytes() for name in files(repeated)}
+    shutil.rmtree(repeated / "metrics" / "tiny" / "small-1-0" / "logs")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *torchrun, str(STAGES / "simulate.py"), *chain_arguments(repeated, 1)]
+    done = subprocess.run(command, cwd=repeated, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal to the integer network in every net count") == 1
+    assert {name: (repeated / name).read_bytes() for name in files(repeated)} == written
 
 
 # What goes wrong

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -54,7 +55,8 @@ def processes() -> Iterator[Group]:
         yield Group()
         return
     # What is exchanged lies in main memory, whatever device computes.
-    distributed.init_process_group("gloo")
+    # A process may have to wait for a slower one as long as it takes; should one die, torchrun ends the others.
+    distributed.init_process_group("gloo", timeout=timedelta(days=365))
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:

@@ -22,7 +22,10 @@ from quantspike.errors import QuantspikeError
 LARGEST = {torch.float32: 2**24, torch.float64: 2**53}
 """Whole numbers below this in magnitude are exact in a format."""
 
-_PROBES = 16
+_PROBES = 10
+
+_IMAGES = 20
+"""Of a probe: libraries choose other kernels for batches than for single images."""
 
 
 def exact_format(layer: Layer, largest_sum: int, device: torch.device, place: str) -> torch.dtype:
@@ -54,30 +57,67 @@ def exact_format(layer: Layer, largest_sum: int, device: torch.device, place: st
 
 @cache
 def adds_exactly(layer: Layer, device: torch.device, dtype: torch.dtype) -> bool:
-    """Tries whether a device's convolution of this shape gives the right sums, of the largest magnitude allowed.
+    """Tries whether a device's convolution of this shape gives the right sums.
 
-    Some outputs of a convolution of random whole numbers are compared with sums in 64-bit integers.
+    Some outputs are compared with sums in 64-bit integers, twice: with odd weights of 16 bits on few values, which
+    a format of fewer bits would cut, and with sums of one sign just below what the format holds.
     """
     random = torch.Generator().manual_seed(0)
-    inputs = layer.in_channels * layer.kernel**2
-    # Odd numbers up to 127, and weights as large as the sums allow: every output needs all the bits there are.
-    values = torch.randint(0, 64, (2, layer.in_channels, layer.in_size, layer.in_size), generator=random) * 2 + 1
-    limit = min(LARGEST[dtype] // (127 * inputs), 2**15)
-    if limit < 2:
-        limit, values = LARGEST[dtype] // inputs, torch.ones_like(values)
-    kernels = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
-    weight = torch.randint(1 - limit, limit, kernels, generator=random)
+    return all(
+        _gives_exact_sums(values, weight, layer, device, dtype)
+        for values, weight in (_sparse_probe(layer, dtype, random), _full_probe(layer, dtype, random))
+    )
+
+
+def _sparse_probe(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Odd weights up to 32,767 of either sign, on odd values of either sign of which about 256 stand under a kernel."""
+    largest = min(LARGEST[dtype] // 2**24, 2**14)
+    values = _odd(_maps(layer), largest, random)
+    values[torch.rand(values.shape, generator=random) > 256 / _inputs(layer)] = 0
+    return values, _odd(_kernels(layer), 2**15, random)
+
+
+def _full_probe(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positive weights on positive values, so that sums lie between a quarter and all of what the format holds."""
+    weight = min(2**15 - 1, (LARGEST[dtype] - 1) // _inputs(layer))
+    value = (LARGEST[dtype] - 1) // (_inputs(layer) * weight)
+    return (
+        torch.randint(-(-value // 2), value + 1, _maps(layer), generator=random),
+        torch.randint(-(-weight // 2), weight + 1, _kernels(layer), generator=random),
+    )
+
+
+def _gives_exact_sums(values: Tensor, weight: Tensor, layer: Layer, device: torch.device, dtype: torch.dtype) -> bool:
     # float64 holds every result of either format, a rounded one included.
     found = convolve(values.to(device), weight.to(device), layer, dtype).cpu().double()
     padded = functional.pad(values, [layer.padding] * 4)
-    for probe in torch.randint(0, 2 * layer.out_size**2, (_PROBES,), generator=random).tolist():
-        image, place = divmod(probe, layer.out_size**2)
-        y, x = (index * layer.stride for index in divmod(place, layer.out_size))
-        seen = padded[image, :, y : y + layer.kernel, x : x + layer.kernel]
-        expected = (weight * seen).sum(dim=(1, 2, 3)).double()
-        if not torch.equal(found[image, :, y // layer.stride, x // layer.stride], expected):
+    places = torch.cartesian_prod(torch.arange(layer.out_size), torch.arange(layer.out_size)).tolist()
+    for probe in range(_PROBES):
+        # All images in turn, and places from all over the map.
+        image, (y, x) = probe % _IMAGES, places[probe * len(places) // _PROBES]
+        top, left = y * layer.stride, x * layer.stride
+        seen = padded[image, :, top : top + layer.kernel, left : left + layer.kernel]
+        if not torch.equal(found[image, :, y, x], (weight * seen).sum(dim=(1, 2, 3)).double()):
             return False
     return True
+
+
+def _inputs(layer: Layer) -> int:
+    return layer.in_channels * layer.kernel**2
+
+
+def _maps(layer: Layer) -> tuple[int, ...]:
+    return (_IMAGES, layer.in_channels, layer.in_size, layer.in_size)
+
+
+def _kernels(layer: Layer) -> tuple[int, ...]:
+    return (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+
+
+def _odd(shape: tuple[int, ...], limit: int, random: torch.Generator) -> Tensor:
+    """Odd whole numbers of either sign, below the limit in magnitude, or 1."""
+    magnitudes = torch.randint(0, max(1, limit // 2), shape, generator=random) * 2 + 1
+    return magnitudes * (torch.randint(0, 2, shape, generator=random) * 2 - 1)
 
 
 def convolve(values: Tensor, weight: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
@@ -104,11 +144,11 @@ def convolve(values: Tensor, weight: Tensor, layer: Layer, dtype: torch.dtype) -
 
 @contextmanager
 def exact_kernels() -> Iterator[None]:
-    """Keeps GPUs from the kernels that round: cuDNN's transforms and tf32."""
+    """Keeps away from kernels that round: cuDNN's transforms and tf32, and NNPACK's Winograd."""
     allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(enabled=False):
+        with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32

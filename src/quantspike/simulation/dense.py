@@ -65,7 +65,7 @@ class DenseEngine:
 
         An image at rest is dropped from the batch, since nothing changes in it any more.
         """
-        with exact_kernels(), torch.inference_mode():
+        with torch.inference_mode():
             batch = self.start(input_current, first)
             recording = Recording.blank(steps, [torch.zeros_like(count, device="cpu") for count in batch.net_spikes()])
             step = 0
@@ -165,7 +165,9 @@ def _keep_counts(recording: Recording, batch: Batch, chosen: Tensor, first: int)
 
 def _current(spikes: Tensor, layer: _Layer) -> Tensor:
     """Input of one step from spikes in {-1, 0, 1}, in a type in which membrane and input can be added."""
-    sums = functional.conv2d(spikes.to(layer.weight.dtype), layer.weight, stride=layer.stride, padding=layer.padding)
+    with exact_kernels():
+        values = spikes.to(layer.weight.dtype)
+        sums = functional.conv2d(values, layer.weight, stride=layer.stride, padding=layer.padding)
     return sums.int() if layer.weight.dtype == torch.float32 else sums.long()
 
 

@@ -1,18 +1,254 @@
-"""The loops of the event engine, compiled by Numba; `events` says what they work on."""
+"""The inner loop of the event engine: rows of weights added, neurons fired, for one layer and many steps.
+
+Numba compiles the loops, but it neither keeps sums of 16 bits in registers from row to row nor turns comparisons into
+bit masks. What does that is written in LLVM's vector types, which are split into whatever registers a processor has
+(AVX-512, AVX2, NEON).
+
+All that is compiled stands in this file, constants included: Numba keeps compiled code on disk and makes it anew when
+the file of the function changes, not when something does that the file imports.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-from quantspike.simulation.vectors import LANES, MARGIN, add_rows, add_wide_rows, copy_shifted, fire, lowest_bit
+LANES = 64
+"""Neurons of a tile: one bit each in a mask of 64 bits."""
 
-_compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
+MEMBRANE_LIMIT = 2**30
+"""As in `integer`."""
+
+MARGIN = 16
+"""Values that `copy_shifted` may read and write beyond the end."""
+
+_BIT, _INT16, _INT32, _INT64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+Codegen = Callable[[Any, ir.IRBuilder, Any, list[Any]], Any]
 
 
-@_compiled
+def _row_adder(lanes: int) -> Any:
+    weights_type, sums_type = ir.VectorType(_INT16, lanes), ir.VectorType(_INT32, lanes)
+
+    def add_rows(
+        typing_context: Any,
+        membrane: Any,
+        place: Any,
+        weights: Any,
+        lane: Any,
+        rows: Any,
+        first: Any,
+        added: Any,
+        subtracted: Any,
+    ) -> tuple[Any, Codegen]:
+        """membrane[place : place + lanes] += sum of rows of weights - sum of further rows.
+
+        The sums are kept in 16 bits, so at most 32767 // max |w| rows may be given at once.
+
+        Args:
+            membrane: int32, contiguous, of any shape; `place` counts its values.
+            place: of the first neuron.
+            weights: int16 [values].
+            lane: of the first neuron within a row of weights.
+            rows: int32 [rows], where each row begins in `weights`.
+            first: of the rows to take.
+            added: how many rows are added, from `first` on.
+            subtracted: how many are subtracted, after those.
+        """
+
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
+            membrane, place, weights, lane, rows, first, added, subtracted = arguments
+            kinds = signature.args
+            data = _pointer(context, builder, kinds[2], weights, lane)
+            row_at = _pointer(context, builder, kinds[4], rows, _number(0))
+            middle = builder.add(first, added)
+            total = _fold_rows(builder, builder.add, row_at, first, middle, data, ir.Constant(weights_type, None))
+            total = _fold_rows(builder, builder.sub, row_at, middle, builder.add(middle, subtracted), data, total)
+            target = _vector(builder, _pointer(context, builder, kinds[0], membrane, place), sums_type)
+            _store(builder, builder.add(_load(builder, target), builder.sext(total, sums_type)), target)
+            return context.get_dummy_value()
+
+        return types.void(membrane, place, weights, lane, rows, first, added, subtracted), codegen
+
+    return intrinsic(add_rows)
+
+
+add_rows = _row_adder(LANES)
+add_wide_rows = _row_adder(2 * LANES)
+"""The same for two tiles at once, which halves the look-ups."""
+
+
+def _fire(
+    typing_context: Any,
+    membrane: Any,
+    net_spikes: Any,
+    place: Any,
+    threshold: Any,
+    half_threshold: Any,
+    channel: Any,
+    masks: Any,
+    word: Any,
+) -> tuple[Any, Codegen]:
+    """One step of a tile by the rule of `neuron.fire`; its input is in the membrane already.
+
+        d = max(0, U + h) - theta N
+        s = +1 if d >= theta;  -1 if d < 0;  0 otherwise          N <- N + s
+
+    Args:
+        membrane: U, int32, contiguous; `place` counts its values.
+        net_spikes: N, int32, likewise; changed in place.
+        place: of the tile's first neuron.
+        threshold: theta, int32 [channels].
+        half_threshold: h, int32 [channels].
+        channel: of the tile's first neuron.
+        masks: uint64, contiguous; gets the tile's positive spikes at `word` and its negative ones behind, a bit each.
+        word: where the masks go, counted in values.
+
+    Returns:
+        int64: bit 0 is set if a neuron of the tile is not at rest now, bit 1 if a |U| reaches 2^30; the bits above
+        are the number of spikes.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
+        membrane, net_spikes, place, threshold, half_threshold, channel, masks, word = arguments
+        kinds, tile = signature.args, ir.VectorType(_INT32, LANES)
+
+        def at(kind: int, array: Any, index: Any) -> Any:
+            return _vector(builder, _pointer(context, builder, kinds[kind], array, index), tile)
+
+        u, net_at = _load(builder, at(0, membrane, place)), at(1, net_spikes, place)
+        net = _load(builder, net_at)
+        theta, half = _load(builder, at(3, threshold, channel)), _load(builder, at(4, half_threshold, channel))
+        zero = _splat(tile, 0)
+        shifted = builder.add(u, half)
+        shifted = builder.select(builder.icmp_signed(">", shifted, zero), shifted, zero)
+        distance = builder.sub(shifted, builder.mul(theta, net))
+        positive = builder.icmp_signed(">=", distance, theta)
+        negative = builder.icmp_signed("<", distance, zero)
+        spikes = builder.sub(builder.zext(positive, tile), builder.zext(negative, tile))
+        _store(builder, builder.add(net, spikes), net_at)
+        rest = builder.sub(distance, builder.mul(theta, spikes))
+        # Unsigned, what lies below 0 is large: one comparison finds it and what is not below theta.
+        restless = _any(builder, builder.icmp_unsigned(">=", rest, theta))
+        moved = builder.add(u, _splat(tile, MEMBRANE_LIMIT - 1))
+        beyond = _any(builder, builder.icmp_unsigned(">", moved, _splat(tile, 2 * (MEMBRANE_LIMIT - 1))))
+        result = builder.or_(builder.zext(restless, _INT64), builder.shl(builder.zext(beyond, _INT64), _number(1)))
+        for offset, flags in enumerate((positive, negative)):
+            mask = builder.bitcast(flags, _INT64)
+            builder.store(mask, _pointer(context, builder, kinds[6], masks, builder.add(word, _number(offset))))
+            result = builder.add(result, builder.shl(builder.ctpop(mask), _number(2)))
+        return result
+
+    return types.int64(membrane, net_spikes, place, threshold, half_threshold, channel, masks, word), codegen
+
+
+fire: Any = intrinsic(_fire)
+
+
+def _copy_shifted(
+    typing_context: Any, target: Any, start: Any, source: Any, begin: Any, end: Any, shift: Any
+) -> tuple[Any, Codegen]:
+    """target[start:] = source[begin:end] + shift; reads and writes up to MARGIN - 1 values beyond.
+
+    Args:
+        target: int32 [values].
+        start: where the first value goes.
+        source: int32 [values].
+        begin: of the first value.
+        end: behind the last value.
+        shift: added to every value.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
+        target, start, source, begin, end, shift = arguments
+        few = ir.VectorType(_INT32, MARGIN)
+        lone = builder.insert_element(ir.Constant(few, ir.Undefined), builder.trunc(shift, _INT32), _number(0))
+        shifts = builder.shuffle_vector(lone, lone, ir.Constant(ir.VectorType(_INT32, MARGIN), None))
+        to = _pointer(context, builder, signature.args[0], target, builder.sub(start, begin))
+        at = _pointer(context, builder, signature.args[2], source, _number(0))
+        with _counting(builder, begin, end, MARGIN) as index:
+            moved = builder.add(_load(builder, _vector(builder, builder.gep(at, [index]), few)), shifts)
+            _store(builder, moved, _vector(builder, builder.gep(to, [index]), few))
+        return context.get_dummy_value()
+
+    return types.void(target, start, source, begin, end, shift), codegen
+
+
+copy_shifted: Any = intrinsic(_copy_shifted)
+
+
+def _fold_rows(
+    builder: ir.IRBuilder, combine: Callable[[Any, Any], Any], row_at: Any, begin: Any, end: Any, data: Any, total: Any
+) -> Any:
+    """Combines the rows from `begin` to `end` with `total`, one by one, in registers."""
+    before = builder.block
+    with _counting(builder, begin, end, 1) as index:
+        running = builder.phi(total.type)
+        offset = builder.sext(builder.load(builder.gep(row_at, [index])), _INT64)
+        combined = combine(running, _load(builder, _vector(builder, builder.gep(data, [offset]), total.type)))
+        running.add_incoming(total, before)
+        running.add_incoming(combined, builder.block)
+        body = builder.block
+    result = builder.phi(total.type)
+    result.add_incoming(total, before)
+    result.add_incoming(combined, body)
+    return result
+
+
+@contextmanager
+def _counting(builder: ir.IRBuilder, begin: Any, end: Any, step: int) -> Iterator[Any]:
+    """A loop in one block; yields its index, which runs from `begin` to `end` exclusive."""
+    before = builder.block
+    body, after = builder.append_basic_block("body"), builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed("<", begin, end), body, after)
+    builder.position_at_end(body)
+    index = builder.phi(_INT64)
+    yield index
+    following = builder.add(index, _number(step))
+    index.add_incoming(begin, before)
+    index.add_incoming(following, body)
+    builder.cbranch(builder.icmp_signed("<", following, end), body, after)
+    builder.position_at_end(after)
+
+
+def _pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, index: Any) -> Any:
+    """Where value number `index` of a contiguous array lies."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _vector(builder: ir.IRBuilder, pointer: Any, kind: ir.VectorType) -> Any:
+    return builder.bitcast(pointer, kind.as_pointer())
+
+
+def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
+    value = builder.load(pointer)
+    value.align = 2  # of a single weight; processors load unaligned vectors as fast where they are aligned after all
+    return value
+
+
+def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    builder.store(value, pointer).align = 2
+
+
+def _splat(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _any(builder: ir.IRBuilder, flags: Any) -> Any:
+    return builder.icmp_unsigned("!=", builder.bitcast(flags, _INT64), _number(0))
+
+
+def _number(value: int) -> ir.Constant:
+    return ir.Constant(_INT64, value)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def advance_layer(
     images: Any,
     membrane: Any,
@@ -20,7 +256,7 @@ def advance_layer(
     threshold: Any,
     half_threshold: Any,
     weights: Any,
-    numbers: Any,
+    geometry: Any,
     spikes: Any,
     bounds: Any,
     last: Any,
@@ -44,7 +280,7 @@ def advance_layer(
         half_threshold: h, int32 [channels].
         weights: int16 [values]: for each block of `width` channels, row by row and column by column of the kernel,
             a row of `width` weights for each channel in.
-        numbers: int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding, width, and
+        geometry: int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding, width, and
             how many rows may be summed in 16 bits.
         spikes: the spikes in, int32 [spikes + MARGIN], from `list_spikes` with a scale of `width`.
         bounds: where they stand, int32 [n, 2 steps, places in + 1].
@@ -58,7 +294,7 @@ def advance_layer(
     Returns:
         The number of spikes out.
     """
-    channels_in, size_in, size_out, kernel, stride, padding, width, most_rows = numbers
+    channels_in, size_in, size_out, kernel, stride, padding, width, most_rows = geometry
     _, places, lanes = membrane.shape
     tiles, blocks = width // LANES, lanes // width
     block_size = kernel * kernel * channels_in * width
@@ -126,93 +362,3 @@ def advance_layer(
                         break
                 used[image, place, block] = step
     return fired
-
-
-@_compiled
-def list_spikes(
-    masks: Any,
-    used: Any,
-    size: Any,
-    channels: Any,
-    scale: Any,
-    fan_out: Any,
-    spikes: Any,
-    bounds: Any,
-    last: Any,
-    positive: Any,
-    negative: Any,
-    synops: Any,
-) -> None:
-    """Lists and counts the spikes of a layer by step, sign and place, so that those of a row of places stand together.
-
-    A spike of channel c in column x is written as (x channels + c) scale: the next layer only has to add where its
-    kernel begins.
-
-    Args:
-        masks: from `advance_layer`, uint64 [n, steps, places, tiles, 2].
-        used: likewise, int32 [n, places, blocks].
-        size: side of the layer's map.
-        channels: of the layer.
-        scale: weights in a row of the next layer.
-        fan_out: synapses that a spike reaches, by place, int64 [places].
-        spikes: int32 [spikes + MARGIN], filled but for the margin.
-        bounds: int32 [n, 2 span, places + 1], filled: where the positive spikes of step t begin in row 2t, and the
-            negative ones in row 2t + 1, place by place; the last column is where they end.
-        last: int32 [n, places], filled: step after which a place sends no further spikes.
-        positive: int64 [steps, n], filled where there are spikes: their number.
-        negative: likewise.
-        synops: likewise: synapses that the spikes of both signs reach.
-    """
-    n, _, places, tiles, _ = masks.shape
-    block_tiles = tiles // used.shape[2]
-    cursor = 0
-    for image in range(n):
-        last[image] = 0
-        for half_step in range(bounds.shape[1]):
-            step, sign = half_step // 2, half_step % 2
-            before = cursor
-            reached = 0
-            for place in range(places):
-                begin = cursor
-                bounds[image, half_step, place] = begin
-                column = (place % size) * channels
-                for tile in range(tiles):
-                    if step < used[image, place, tile // block_tiles]:
-                        mask = masks[image, step, place, tile, sign]
-                        while mask:
-                            spikes[cursor] = (column + tile * LANES + lowest_bit(mask)) * scale
-                            cursor += 1
-                            mask &= mask - np.uint64(1)
-                if cursor > begin:
-                    last[image, place] = step + 1
-                    reached += (cursor - begin) * fan_out[place]
-            bounds[image, half_step, places] = cursor
-            counts = negative if sign else positive
-            counts[step, image] = cursor - before
-            synops[step, image] += reached
-
-
-@_compiled
-def classify(spikes: Any, bounds: Any, classifier: Any, logits: Any, predictions: Any) -> None:
-    """Class with the largest logit after each step, the lowest one of equals.
-
-    Args:
-        spikes: the last layer's, int32 [spikes], from `list_spikes` with a scale of 1: their channels.
-        bounds: int32 [n, 2 span, 2].
-        classifier: int64 [features, classes].
-        logits: int64 [n, classes], brought up to date.
-        predictions: int64 [steps, n], filled; beyond the span with the last one.
-    """
-    steps, n = predictions.shape
-    for image in range(n):
-        for step in range(steps):
-            if 2 * step < bounds.shape[1]:
-                for spike in range(bounds[image, 2 * step, 0], bounds[image, 2 * step, 1]):
-                    logits[image] += classifier[spikes[spike]]
-                for spike in range(bounds[image, 2 * step + 1, 0], bounds[image, 2 * step + 1, 1]):
-                    logits[image] -= classifier[spikes[spike]]
-            best = 0
-            for label in range(1, logits.shape[1]):
-                if logits[image, label] > logits[image, best]:
-                    best = label
-            predictions[step, image] = best

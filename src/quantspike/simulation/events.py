@@ -28,9 +28,9 @@ from quantspike.integer import (
     membrane_error,
 )
 from quantspike.operations import fan_outs
-from quantspike.simulation import event_kernels as kernels
+from quantspike.simulation.event_kernels import LANES, MARGIN, advance_layer
 from quantspike.simulation.recording import Integers, Recording
-from quantspike.simulation.vectors import LANES, MARGIN
+from quantspike.simulation.spike_lists import classify, list_spikes
 
 CHUNK = 32
 """Steps that a layer is run before the next layer follows: most images are at rest by then, and spikes of more steps
@@ -54,8 +54,9 @@ class _Layer:
     threshold: NDArray[np.int32]
     half_threshold: NDArray[np.int32]
     weights: NDArray[np.int16]
-    numbers: Integers
+    geometry: Integers
     width: int
+    rows_at_once: int
     fan_out: Integers
 
     @property
@@ -91,12 +92,15 @@ class _Overflow:
 
 
 def fits(network: IntegerNetwork) -> bool:
-    """Whether no step can move a membrane by 2^30 or more, so that 32 bits hold it until it has been checked."""
-    return all(int(layer.absolute_sums.max()) < MEMBRANE_LIMIT for layer in network.layers)
+    """Whether no spikes of a step can move a membrane by 2^30 or more, so that 32 bits hold it until it is checked."""
+    return all(int(layer.absolute_sums.max()) < MEMBRANE_LIMIT for layer in network.layers[1:])
 
 
 class EventEngine:
-    """Runs batches of one network on all cores of the CPU; keeps nothing between batches."""
+    """Runs batches of one network on all cores of the CPU, one batch at a time.
+
+    Nothing but scratch memory is kept from batch to batch.
+    """
 
     def __init__(self, network: IntegerNetwork, threads: int | None = None) -> None:
         """Lays out the weights for the kernels.
@@ -134,7 +138,13 @@ class EventEngine:
             return [found for images in groups if (found := batch.run(images, scratch))]
 
         with ThreadPoolExecutor(self._threads) as pool:
-            overflows = [found for part in pool.map(work, self._scratch) for found in part]
+            try:
+                overflows = [found for part in pool.map(work, self._scratch) for found in part]
+            except BaseException:
+                # Ctrl-C: threads finish the group that they are at, and find no other.
+                for _ in groups:
+                    pass
+                raise
         if overflows:
             worst = min(overflows)
             raise membrane_error(first + worst.image, worst.layer, worst.channel, worst.value)
@@ -218,7 +228,7 @@ class _Batch:
             overflows += [replace(one, step=done + one.step) for one in found]
         predictions = np.empty((chunk, n), np.int64)
         logits = self._logits[images]
-        kernels.classify(spikes.places, spikes.bounds, self._classifier, logits, predictions)
+        classify(spikes.places, spikes.bounds, self._classifier, logits, predictions)
         self._logits[images] = logits
         recording.predictions[steps, images] = predictions[:recorded]
         # An image at rest keeps its class.
@@ -238,14 +248,14 @@ class _Batch:
         used = np.empty((n, places, layer.lanes // layer.width), np.int32)
         restless = np.zeros((n, chunk), np.uint8)
         beyond = task.allowed.copy()
-        fired = kernels.advance_layer(
+        fired = advance_layer(
             task.images,
             membranes,
             net_spikes,
             layer.threshold,
             layer.half_threshold,
             layer.weights,
-            layer.numbers,
+            layer.geometry,
             spikes.places,
             spikes.bounds,
             spikes.last,
@@ -294,7 +304,7 @@ def _listed(masks: NDArray[np.uint64], used: NDArray[np.int32], fired: int, laye
         np.zeros((3, chunk, n), np.int64),
     )
     shape = layer.shape
-    kernels.list_spikes(
+    list_spikes(
         masks,
         used,
         shape.out_size,
@@ -321,8 +331,9 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
     padded = np.zeros((shape.kernel, shape.kernel, shape.in_channels, lanes), np.int16)
     padded[..., : shape.out_channels] = layer.weight[:, : shape.in_channels].permute(2, 3, 1, 0).numpy()
     blocks = padded.reshape(rows, lanes // width, width).transpose(1, 0, 2)
-    largest = int(layer.weight.abs().max())
-    numbers = (
+    # As many rows as 16 bits hold the sum of.
+    rows_at_once = INT16_LIMIT // max(1, int(layer.weight.abs().max()))
+    geometry = (
         shape.in_channels,
         shape.in_size,
         shape.out_size,
@@ -330,7 +341,7 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
         shape.stride,
         shape.padding,
         width,
-        INT16_LIMIT // max(1, largest),
+        rows_at_once,
     )
     return _Layer(
         shape,
@@ -339,8 +350,9 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
         _filled(layer.threshold, lanes, LARGEST_THRESHOLD),
         _filled(layer.half_threshold, lanes, LARGEST_THRESHOLD // 2),
         _aligned(blocks.ravel()),
-        np.array(numbers, np.int64),
+        np.array(geometry, np.int64),
         width,
+        rows_at_once,
         fan_out.ravel(),
     )
 

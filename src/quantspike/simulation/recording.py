@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Runs a batch until every image is at rest, for `settle_limit` steps at most.
 
         Args:
-            input_current: int64 [n, out, size, size] of the encoding layer.
+            input_current: int64 [n, out, size, size] of the encoding layer, of at least one image.
             steps: T, how many steps are recorded.
             settle_limit: steps after which an image is given up, T or more.
             first: number of the batch's first image in the whole set, for messages.

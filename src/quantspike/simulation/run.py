@@ -72,7 +72,7 @@ def simulate_shared(
         The whole trace in the first process, None in the others.
 
     Raises:
-        QuantspikeError: in the first process, what `simulate` raised in any of them.
+        QuantspikeError: in the first process, what `simulate` raised in any of them, the first share first.
     """
     share = group.share(len(images))
     part: Trace | QuantspikeError | None = None
