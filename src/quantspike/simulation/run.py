@@ -38,7 +38,7 @@ def simulate(
 
     Raises:
         QuantspikeError: there are no images, they do not fit the network, the machine lacks the engine, or a
-            membrane would leave 31 bits.
+            membrane would leave 31 bits; of several membranes one of the first batch with any is named.
     """
     if len(images) == 0:
         raise QuantspikeError("there are no images to simulate")
