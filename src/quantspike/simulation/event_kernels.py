@@ -248,6 +248,59 @@ def _number(value: int) -> ir.Constant:
     return ir.Constant(_INT64, value)
 
 
+@njit(nogil=True, forceinline=True, error_model="numpy")
+def _last_arrival(last: Any, window: Any, size: Any) -> int:
+    """Step after which no spike comes from the part of the map (top, bottom, left, right) any more."""
+    top, bottom, left, right = window
+    arrival = 0
+    for y in range(top, bottom):
+        for place in range(y * size + left, y * size + right):
+            arrival = max(arrival, last[place])
+    return arrival
+
+
+@njit(nogil=True, forceinline=True, error_model="numpy")
+def _gather(
+    rows: Any, total: Any, spikes: Any, bounds: Any, window: Any, size: Any, y: Any, row_size: Any, shift: Any
+) -> Any:
+    """Appends the rows of weights that the spikes of a step and sign stand for; returns how many rows there are now.
+
+    The spikes of a row of the window stand together, and all belong to the same row of the kernel, which begins at y.
+    """
+    top, bottom, left, right = window
+    for source_y in range(top, bottom):
+        begin: Any = np.int64(bounds[source_y * size + left])
+        end: Any = np.int64(bounds[source_y * size + right])
+        copy_shifted(rows, total, spikes, begin, end, (source_y - y) * row_size + shift)
+        total += end - begin
+    return total
+
+
+@njit(nogil=True, forceinline=True, error_model="numpy")
+def _add_all(
+    membrane: Any,
+    start: Any,
+    weights: Any,
+    lane: Any,
+    rows: Any,
+    added: Any,
+    total: Any,
+    most_rows: Any,
+    backwards: Any,
+    wide: Any,
+) -> None:
+    """Adds the first `added` rows to one tile, or two, and subtracts the rest, as many at once as 16 bits hold."""
+    groups = (total + most_rows - 1) // most_rows
+    for group in range(groups):
+        first = most_rows * (groups - 1 - group if backwards else group)
+        taken = min(most_rows, total - first)
+        plus = min(taken, max(0, added - first))
+        if wide:
+            add_wide_rows(membrane, start, weights, lane, rows, first, plus, taken - plus)
+        else:
+            add_rows(membrane, start, weights, lane, rows, first, plus, taken - plus)
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def advance_layer(
     images: Any,
@@ -308,24 +361,17 @@ def advance_layer(
                 y, x = (place // size_out) * stride - padding, (place % size_out) * stride - padding
                 top, bottom = max(y, 0), min(y + kernel, size_in)
                 left, right = max(x, 0), min(x + kernel, size_in)
-                horizon = 0
-                if channels_in > 0:
-                    for source_y in range(top, bottom):
-                        for source in range(source_y * size_in + left, source_y * size_in + right):
-                            horizon = max(horizon, last[image, source])
+                window = (top, bottom, left, right)
+                horizon = _last_arrival(last[image], window, size_in) if channels_in > 0 else 0
                 resting, step = False, 0
                 while step < allowed[image] and (step < horizon or not resting):
                     total, added = 0, 0
                     if step < horizon:
-                        for sign in range(2):
-                            added = total
-                            for source_y in range(top, bottom):
-                                source = source_y * size_in
-                                base = ((source_y - y) * kernel - x) * channels_in * width
-                                begin: Any = np.int64(bounds[image, 2 * step + sign, source + left])
-                                end: Any = np.int64(bounds[image, 2 * step + sign, source + right])
-                                copy_shifted(rows, total, spikes, begin, end, base)
-                                total += end - begin
+                        shift = -x * channels_in * width
+                        source_rows = bounds[image, 2 * step : 2 * step + 2]
+                        row_size = kernel * channels_in * width
+                        added = _gather(rows, 0, spikes, source_rows[0], window, size_in, y, row_size, shift)
+                        total = _gather(rows, added, spikes, source_rows[1], window, size_in, y, row_size, shift)
                     word = 2 * (((image * masks.shape[1] + step) * places + place) * masks.shape[3] + block * tiles)
                     if total == 0 and resting:
                         for tile in range(block * tiles, (block + 1) * tiles):
@@ -333,21 +379,25 @@ def advance_layer(
                             masks[image, step, place, tile, 1] = 0
                         step += 1
                         continue
-                    flags, groups = 0, (total + most_rows - 1) // most_rows
+                    flags = 0
                     for tile in range(tiles):
                         channel = block * width + tile * LANES
                         start = (images[image] * places + place) * lanes + channel
-                        for group in range(groups):
+                        if tiles % 2 == 1 or tile % 2 == 0:
                             # Every other step backwards: the rows of the step before that came last are the nearest.
-                            first = most_rows * (group if step % 2 == 0 else groups - 1 - group)
-                            taken = min(most_rows, total - first)
-                            plus = min(taken, max(0, added - first))
-                            if tiles % 2 == 1:
-                                add_rows(membrane, start, block_weights, tile * LANES, rows, first, plus, taken - plus)
-                            elif tile % 2 == 0:
-                                add_wide_rows(
-                                    membrane, start, block_weights, tile * LANES, rows, first, plus, taken - plus
-                                )
+                            backwards, wide = step % 2 == 1, tiles % 2 == 0
+                            _add_all(
+                                membrane,
+                                start,
+                                block_weights,
+                                tile * LANES,
+                                rows,
+                                added,
+                                total,
+                                most_rows,
+                                backwards,
+                                wide,
+                            )
                         result = fire(
                             membrane, net_spikes, start, threshold, half_threshold, channel, masks, word + 2 * tile
                         )
