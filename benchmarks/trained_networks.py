@@ -32,8 +32,9 @@ def newest_full_width_network() -> Path:
         if load_integer_network(path).architecture.text in full_width:
             return path
     raise QuantspikeError(
-        "there is no network of full width under data/: dvc repro --glob 'convert@short-cnn1-1-*' trains one (hours on "
-        "two cores), or name a trained one with --weights FILE and its images with --data"
+        "there is no network of full width under data/: add short to run.profile in params.yaml and run "
+        "dvc repro --glob 'convert@short-cnn1-1-*' (hours on two cores), or name a trained one with --weights FILE and "
+        "its images with --data"
     )
 
 
