@@ -73,6 +73,16 @@ def integer_network(
     return IntegerNetwork(architecture, k, weight_bits, layers, rows, 0)
 
 
+def currents(*rows: list[int]) -> Tensor:
+    """Input currents of images of one pixel: int64 [N, channels, 1, 1]."""
+    return torch.tensor(rows)[:, :, None, None]
+
+
+def two_to_one(bias: int = 0, threshold: int = 4, weights: tuple[int, int] = (10, -4)) -> IntegerNetwork:
+    """Two neurons of theta = 2 that drive one neuron; two classes."""
+    return integer_network("2C1-1", [([1, 1], [0, 0], [2, 2]), (weights, [bias], [threshold])], [[1], [2]])
+
+
 def set_normalization(
     block: nn.Module, scale: ArrayLike, shift: ArrayLike, mean: ArrayLike, deviation: ArrayLike
 ) -> None:

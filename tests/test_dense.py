@@ -7,25 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import oracle
-from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network
+from make_networks import LAYER_STRINGS, currents, integer_network, random_images, random_integer_network, two_to_one
 from quantspike.errors import QuantspikeError
-from quantspike.integer import IntegerNetwork
 from quantspike.simulation.dense import Batch, DenseEngine
 
 CPU = torch.device("cpu")
-
-
-def currents(*rows: list[int]) -> Tensor:
-    """Input currents of images of one pixel: int64 [N, channels, 1, 1]."""
-    return torch.tensor(rows)[:, :, None, None]
-
-
-def two_to_one(bias: int = 0, threshold: int = 4, weights: tuple[int, int] = (10, -4)) -> IntegerNetwork:
-    """Two neurons of theta = 2 that drive one neuron; two classes."""
-    return integer_network("2C1-1", [([1, 1], [0, 0], [2, 2]), (weights, [bias], [threshold])], [[1], [2]])
 
 
 def watch(batch: Batch, steps: int) -> list[tuple[list[int], list[int], list[int], list[bool], list[int]]]:

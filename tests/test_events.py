@@ -19,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network
+from make_networks import LAYER_STRINGS, currents, integer_network, random_images, random_integer_network, two_to_one
 from quantspike.errors import QuantspikeError
 from quantspike.integer import MEMBRANE_LIMIT, IntegerNetwork
 from quantspike.simulation import event_kernels, events, neuron, spike_lists
@@ -41,11 +41,6 @@ WIDE = (
     ("3C5-260C1-P2-2", 4),  # 1, 5, 5, 1 tiles
 )
 """Layer strings whose maps fill several tiles of 64 channels, even numbers of them and odd ones."""
-
-
-def currents(*rows: list[int]) -> Tensor:
-    """Input currents of images of one pixel: int64 [N, channels, 1, 1]."""
-    return torch.tensor(rows)[:, :, None, None]
 
 
 def assert_same(found: Recording, expected: Recording) -> None:
@@ -218,11 +213,6 @@ def test_dead_channels_stay_silent_among_those_that_fire() -> None:
     assert [counts.flatten().tolist() for counts in recording.net_spikes] == [[2, 0], [0, 2]]
     assert recording.predictions.flatten().tolist() == [1, 1, 1]
     assert_same(recording, ReferenceEngine(network).run(currents([3, 0]), 3, LIMIT))
-
-
-def two_to_one(bias: int = 0, threshold: int = 4, weights: tuple[int, int] = (10, -4)) -> IntegerNetwork:
-    """Two neurons of theta = 2 that drive one neuron; two classes."""
-    return integer_network("2C1-1", [([1, 1], [0, 0], [2, 2]), (weights, [bias], [threshold])], [[1], [2]])
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 32])

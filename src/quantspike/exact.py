@@ -22,7 +22,11 @@ from quantspike.errors import QuantspikeError
 LARGEST = {torch.float32: 2**24, torch.float64: 2**53}
 """Whole numbers below this in magnitude are exact in a format."""
 
-_PROBES = 10
+_PROBES = 20
+"""Places that are looked at, at least; each gives an output per channel."""
+
+_OUTPUTS = 256
+"""Outputs that are looked at, at least."""
 
 _IMAGES = 20
 """Of a probe: libraries choose other kernels for batches than for single images."""
@@ -78,12 +82,12 @@ def _sparse_probe(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> 
 
 
 def _full_probe(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Positive weights on positive values, so that sums lie between a quarter and all of what the format holds."""
+    """Positive weights on positive values: inside the map, sums lie between half and all of what the format holds."""
     weight = min(2**15 - 1, (LARGEST[dtype] - 1) // _inputs(layer))
     value = (LARGEST[dtype] - 1) // (_inputs(layer) * weight)
     return (
-        torch.randint(-(-value // 2), value + 1, _maps(layer), generator=random),
-        torch.randint(-(-weight // 2), weight + 1, _kernels(layer), generator=random),
+        torch.randint(-(-3 * value // 4), value + 1, _maps(layer), generator=random),
+        torch.randint(-(-3 * weight // 4), weight + 1, _kernels(layer), generator=random),
     )
 
 
@@ -92,9 +96,11 @@ def _gives_exact_sums(values: Tensor, weight: Tensor, layer: Layer, device: torc
     found = convolve(values.to(device), weight.to(device), layer, dtype).cpu().double()
     padded = functional.pad(values, [layer.padding] * 4)
     places = torch.cartesian_prod(torch.arange(layer.out_size), torch.arange(layer.out_size)).tolist()
-    for probe in range(_PROBES):
-        # All images in turn, and places from all over the map.
-        image, (y, x) = probe % _IMAGES, places[probe * len(places) // _PROBES]
+    # Narrow layers have few outputs at a place, of which some hide what is rounded.
+    probes = max(_PROBES, _OUTPUTS // layer.out_channels)
+    for probe in range(probes):
+        # From all over the batch and the map.
+        image, (y, x) = probe % _IMAGES, places[probe * len(places) // probes]
         top, left = y * layer.stride, x * layer.stride
         seen = padded[image, :, top : top + layer.kernel, left : left + layer.kernel]
         if not torch.equal(found[image, :, y, x], (weight * seen).sum(dim=(1, 2, 3)).double()):

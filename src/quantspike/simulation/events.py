@@ -69,7 +69,7 @@ class _Layer:
 class _Spikes:
     """Spikes of one layer in a chunk, as the kernels lay them out."""
 
-    places: NDArray[np.int32]
+    listed: NDArray[np.int32]
     bounds: NDArray[np.int32]
     last: NDArray[np.int32]
     counts: Integers
@@ -228,7 +228,7 @@ class _Batch:
             overflows += [replace(one, step=done + one.step) for one in found]
         predictions = np.empty((chunk, n), np.int64)
         logits = self._logits[images]
-        classify(spikes.places, spikes.bounds, self._classifier, logits, predictions)
+        classify(spikes.listed, spikes.bounds, self._classifier, logits, predictions)
         self._logits[images] = logits
         recording.predictions[steps, images] = predictions[:recorded]
         # An image at rest keeps its class.
@@ -256,7 +256,7 @@ class _Batch:
             layer.half_threshold,
             layer.weights,
             layer.geometry,
-            spikes.places,
+            spikes.listed,
             spikes.bounds,
             spikes.last,
             task.allowed,
@@ -311,7 +311,7 @@ def _listed(masks: NDArray[np.uint64], used: NDArray[np.int32], fired: int, laye
         shape.out_channels,
         scale,
         layer.fan_out,
-        spikes.places,
+        spikes.listed,
         spikes.bounds,
         spikes.last,
         *spikes.counts,
