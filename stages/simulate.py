@@ -52,4 +52,4 @@ def run(params: Params, chain: Chain, group: Group) -> None:
 
 
 if __name__ == "__main__":
-    cli.chain_stage(main, __doc__)
+    cli.chain_stage(main, __doc__, shared=True)

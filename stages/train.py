@@ -1,36 +1,52 @@
 """Trains a network from its initial weights: the first phase.
 
+A training that was stopped or killed goes on where its last state was saved, in data/resume/. Under torchrun the
+processes share every batch, and the first one writes.
+
 reads:   data/<profile>/images.safetensors; data, width and train of the profile in params.yaml
 writes:  data/<profile>/<model>-<k>-<seed>/train.safetensors (weights, batch-norm averages, Adam moments)
          metrics/<profile>/<model>-<k>-<seed>/train.csv (loss and accuracies by epoch)
 """
 
+from pathlib import Path
+
 from quantspike import cli
+from quantspike.adam import make_adam
 from quantspike.checkpoints import save_checkpoint
-from quantspike.curves import print_epoch, write_epochs
+from quantspike.curves import write_epochs
 from quantspike.data import load_dataset
 from quantspike.devices import resolve_device
+from quantspike.distributed import Group
+from quantspike.measuring import hold_out, splits
 from quantspike.networks import new_network
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.training import TRAIN, Schedule, hold_out, make_adam, splits, train
+from quantspike.phases import resume_store, run_phase, settings_of, sole_training
+from quantspike.training import TRAIN, Training
 
 
 def main(params: Params, chain: Chain) -> None:
-    profile, device = params.profiles[chain.profile], resolve_device(params.device)
+    with sole_training(chain) as group:
+        run(params, chain, group)
+
+
+def run(params: Params, chain: Chain, group: Group) -> None:
+    profile, device = params.profiles[chain.profile].train, group.own_device(resolve_device(params.device))
     dataset = load_dataset(chain.dataset)
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
+    settings = settings_of(params, chain, TRAIN, device)
     network = new_network(architecture, chain.k, chain.seed).to(device)
-    optimizer = make_adam(network, profile.train.learning_rate)
-    training, test = splits(dataset, device)
-    training, validation = hold_out(training, profile.train.validation, chain.seed)
-    schedule = Schedule(
-        TRAIN, profile.train.epochs, profile.train.batch_size, profile.data.crop, profile.train.flip, chain.seed
-    )
-    epochs = train(network, optimizer, schedule, training, test, validation, report=print_epoch)
-    save_checkpoint(chain.data / "train.safetensors", network, optimizer)
-    write_epochs(chain.metrics / "train.csv", epochs)
+    optimizer = make_adam(network, settings.learning_rate, settings.weight_decay)
+    images, test = splits(dataset, device)
+    images, validation = hold_out(images, profile.validation, chain.seed)
+    training = Training(network, optimizer, settings, images, test, validation, group)
+    store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset])
+    epochs = run_phase(training, store, profile.checkpoint_minutes)
+    if group.rank == 0:
+        save_checkpoint(chain.data / "train.safetensors", network, optimizer)
+        write_epochs(chain.metrics / "train.csv", epochs)
+        store.discard()
 
 
 if __name__ == "__main__":
-    cli.chain_stage(main, __doc__)
+    cli.chain_stage(main, __doc__, shared=True)

@@ -5,26 +5,45 @@ Everything runs where the images lie, so that a data set kept on the training de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from quantspike.errors import QuantspikeError
 
-BRIGHTNESS = 63.0
-CONTRAST = (0.2, 1.8)
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the defaults are the published protocol.
+
+    Attributes:
+        crop: side of the square that the network sees, in pixels.
+        flip: whether half of the images are mirrored left to right.
+        padding: pixels reflected at each border before the square is cut out.
+        brightness: the offset is uniform from minus to plus this, in grey levels.
+        contrast: the factor is uniform from 1 minus to 1 plus this.
+        cutout: side of a square set to the image's mean, in pixels; 0 for none (DeVries and Taylor, 2017).
+    """
+
+    crop: int
+    flip: bool = True
+    padding: int = 0
+    brightness: float = 63.0
+    contrast: float = 0.8
+    cutout: int = 0
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices for a batch of N images, apart from their use so that they can be repeated.
+    """The random choices for N images, apart from their use so that they can be repeated.
 
     Attributes:
-        rows, columns: upper left corner of the crop in pixels, int64 [N].
+        rows, columns: upper left corner of the crop in the padded image, in pixels, int64 [N].
         flips: whether the image is mirrored left to right, bool [N].
         brightness: offset in grey levels, float32 [N].
         contrast: factor, float32 [N].
+        holes: row and column of the upper left corner of the cut-out square in the crop, int64 [2, N].
     """
 
     rows: Tensor
@@ -32,6 +51,12 @@ class Draws:
     flips: Tensor
     brightness: Tensor
     contrast: Tensor
+    holes: Tensor
+
+    def part(self, chosen: slice) -> Draws:
+        """The choices for some of the images."""
+        parts = {field.name: getattr(self, field.name)[..., chosen] for field in fields(self)}
+        return Draws(**parts)
 
 
 def check_crop(image_size: int, crop: int) -> None:
@@ -47,51 +72,84 @@ def check_crop(image_size: int, crop: int) -> None:
         )
 
 
-def draw(n: int, image_size: int, crop: int, *, flip: bool, generator: torch.Generator) -> Draws:
+def draw(n: int, image_size: int, settings: Augmentation, generator: torch.Generator) -> Draws:
     """Draws the choices for n images of the given size, on the generator's device.
+
+    What is switched off draws all the same, so that settings can be compared on otherwise equal choices.
 
     Args:
         n: number of images.
         image_size: side of the stored images, in pixels.
-        crop: side of the square that is cut out, in pixels.
-        flip: whether half of the images are mirrored.
+        settings: what is varied, and how far.
         generator: source of randomness.
 
     Raises:
-        QuantspikeError: the crop is larger than the images.
+        QuantspikeError: the crop is larger than the images, or more than a whole image would be reflected.
     """
-    check_crop(image_size, crop)
+    check_crop(image_size, settings.crop)
+    if settings.padding >= image_size:
+        raise QuantspikeError(
+            f"train.padding is {settings.padding}, but images of {image_size} x {image_size} pixels have only "
+            f"{image_size - 1} to reflect at a border"
+        )
+    if settings.cutout > settings.crop:
+        raise QuantspikeError(f"train.cutout is {settings.cutout}, but the network sees only {settings.crop} pixels")
     device = generator.device
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator, device=device) * (high - low) + low
 
-    corners = torch.randint(image_size - crop + 1, (2, n), generator=generator, device=device)
-    flips = torch.rand(n, generator=generator, device=device) < (0.5 if flip else 0.0)
-    return Draws(corners[0], corners[1], flips, uniform(-BRIGHTNESS, BRIGHTNESS), uniform(*CONTRAST))
+    places = image_size + 2 * settings.padding - settings.crop + 1
+    corners = torch.randint(places, (2, n), generator=generator, device=device)
+    flips = uniform(0.0, 1.0) < (0.5 if settings.flip else 0.0)
+    brightness = uniform(-settings.brightness, settings.brightness)
+    contrast = uniform(1 - settings.contrast, 1 + settings.contrast)
+    holes = torch.randint(settings.crop - settings.cutout + 1, (2, n), generator=generator, device=device)
+    return Draws(corners[0], corners[1], flips, brightness, contrast, holes)
 
 
-def augment(images: Tensor, draws: Draws, crop: int) -> Tensor:
-    """Training images: random crop, flip, brightness, contrast about each channel's mean, standardization.
+def augment(images: Tensor, draws: Draws, settings: Augmentation) -> Tensor:
+    """Training images: random crop, flip, brightness, contrast about each channel's mean, standardization, cutout.
 
     Nothing is clipped on the way, so the standardization takes the brightness out again; it is part of the
-    published protocol all the same.
+    published protocol all the same. What is cut out becomes the image's mean, which is 0 by then.
 
     Args:
         images: uint8 [N, C, H, W].
         draws: the choices for these N images.
-        crop: side of the square that is cut out, in pixels.
+        settings: those the choices were drawn for.
 
     Returns:
         float32 [N, C, crop, crop].
     """
-    windows = images.unfold(2, crop, 1).unfold(3, crop, 1)
-    n = torch.arange(len(images), device=images.device)
-    pixels = windows[n, :, draws.rows, draws.columns].float()
-    pixels = torch.where(draws.flips[:, None, None, None], pixels.flip(3), pixels)
-    pixels = pixels + draws.brightness[:, None, None, None]
+    pixels = _windows(images, draws, settings).float()
+    pixels += draws.brightness[:, None, None, None]
     means = pixels.mean(dim=(2, 3), keepdim=True)
-    return standardize((pixels - means) * draws.contrast[:, None, None, None] + means)
+    result = standardize((pixels - means).mul_(draws.contrast[:, None, None, None]).add_(means))
+    if settings.cutout:
+        side = torch.arange(settings.crop, device=images.device)
+        rows, columns = ((side >= hole[:, None]) & (side < hole[:, None] + settings.cutout) for hole in draws.holes)
+        result.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    return result
+
+
+def _windows(images: Tensor, draws: Draws, settings: Augmentation) -> Tensor:
+    """The square of each image, mirrored where that was drawn: uint8 [N, C, crop, crop].
+
+    A single look-up crops, reflects and mirrors: only the places of the pixels have to be worked out.
+    """
+    n, channels, size, _ = images.shape
+    side = torch.arange(settings.crop, device=images.device)
+    across = torch.where(draws.flips[:, None], settings.crop - 1 - side, side)
+    rows = _reflected(draws.rows[:, None] + side - settings.padding, size)
+    columns = _reflected(draws.columns[:, None] + across - settings.padding, size)
+    places = (rows[:, :, None] * size + columns[:, None, :]).reshape(n, 1, -1).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, places).reshape(n, channels, settings.crop, settings.crop)
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Places beyond either end, mirrored back at the outermost pixel, which is not repeated."""
+    return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
 def center_crop(images: Tensor, crop: int) -> Tensor:

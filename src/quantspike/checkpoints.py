@@ -8,20 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantspike.adam import adam_tensors, make_adam, restore_adam
 from quantspike.architecture import Architecture
 from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN
 from quantspike.params import Precision
 from quantspike.tensors import Header, load_tensors, save_tensors
-from quantspike.training import make_adam
 
 FORMAT = "quantspike-cnn"
 VERSION = 1
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: torch.optim.Adam | None = None) -> None:
+def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Writes a network, and with `optimizer` its Adam moments, so that training can go on from them.
 
     Tensors: `network.<name>` as in the state dict; `adam.step`, `adam.exp_avg.<parameter>` and
@@ -29,7 +27,7 @@ def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: torch.optim.Ad
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if optimizer is not None:
-        tensors |= _adam_tensors(network, optimizer)
+        tensors |= adam_tensors(network, optimizer)
     save_tensors(path, FORMAT, VERSION, _identity(network.architecture, network.k), tensors)
 
 
@@ -74,36 +72,23 @@ def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Che
     return Checkpoint(path, network, {name: value for name, value in tensors.items() if name.startswith("adam.")})
 
 
-def resume_adam(checkpoint: Checkpoint, learning_rate: float) -> torch.optim.Adam:
+def resume_adam(checkpoint: Checkpoint, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """Adam for a checkpoint's network, wherever that lies now, with the moments that were saved.
 
     Args:
         checkpoint: its network may have been moved to another device since it was read.
         learning_rate: the rate to go on with.
+        weight_decay: see `make_adam`.
 
     Raises:
         QuantspikeError: the file held no moments for some parameter, or some that do not fit it.
     """
-    optimizer = make_adam(checkpoint.network, learning_rate)
-    for name, parameter in checkpoint.network.named_parameters():
-        state = {moment: _moment(checkpoint, f"adam.{moment}.{name}", parameter) for moment in _MOMENTS}
-        step = _moment(checkpoint, "adam.step", torch.zeros(1, device=parameter.device))
-        optimizer.state[parameter] = {"step": step.reshape(()), **state}
+    optimizer = make_adam(checkpoint.network, learning_rate, weight_decay)
+    try:
+        restore_adam(checkpoint.network, optimizer, checkpoint.moments)
+    except QuantspikeError as error:
+        raise QuantspikeError(f"{checkpoint.path}: {error}; train again") from error
     return optimizer
-
-
-def _moment(checkpoint: Checkpoint, name: str, like: Tensor) -> Tensor:
-    """A copy of a saved tensor, laid out in memory as `like` is.
-
-    Fused Adam walks weights and moments side by side in the order they have in memory and looks at no
-    strides: a moment of another layout would be taken for that of other weights, without an error.
-    """
-    saved = checkpoint.moments.get(name)
-    if saved is None:
-        raise QuantspikeError(f"{checkpoint.path} lacks the Adam moments {name!r}: train again")
-    if saved.shape != like.shape or not torch.isfinite(saved).all():
-        raise QuantspikeError(f"{checkpoint.path}: {name} does not fit its weights or is not finite; train again")
-    return torch.empty_like(like.detach()).copy_(saved)
 
 
 def _identity(architecture: Architecture, k: Precision) -> Header:
@@ -123,12 +108,3 @@ def _check_header(path: Path, header: Header, wanted: Header) -> None:
             raise QuantspikeError(
                 f"{path} holds a network with {name} = {header.get(name)}, but {value} is asked for: run dvc repro"
             )
-
-
-def _adam_tensors(network: QuantizedCNN, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        state = optimizer.state[parameter]
-        tensors |= {f"adam.{moment}.{name}": state[moment] for moment in _MOMENTS}
-        tensors["adam.step"] = state["step"].reshape(1).clone()
-    return tensors

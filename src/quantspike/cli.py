@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +13,21 @@ from typing import Any
 from quantspike.errors import QuantspikeError
 from quantspike.params import SEED_LIMIT, Params, Precision, check_precision, load_params
 from quantspike.paths import Chain
+from quantspike.stopping import Stopped
 
 
-def chain_stage(main: Callable[[Params, Chain], None], description: str | None) -> None:
+def chain_stage(main: Callable[[Params, Chain], None], description: str | None, *, shared: bool = False) -> None:
     """Runs a stage that works on one chain, named on the command line by profile, model, k and seed.
 
     Args:
         main: the stage, called with the checked params and the chain.
         description: docstring of the script, shown by --help: what it does, reads and writes.
+        shared: whether the stage can be shared by several processes, which `launch` in params.yaml then starts.
     """
 
     def with_chain(params: Params, root: Path, profile: str, model: str, k: Precision, seed: int) -> None:
+        if shared:
+            launch(params.launch)
         main(params, Chain(profile, model, k, seed, root))
 
     stage(with_chain, description, "profile", "model", "k", "seed")
@@ -43,11 +49,34 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
         if "k" in values:
             values["k"] = _precision(values["k"])
         main(params, options.params.parent, **values)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left; the same command starts this stage again", file=sys.stderr)
         sys.exit(130)
+
+
+def launch(command: str) -> None:
+    """Starts this script again by a command such as `torchrun --nproc-per-node 4`, in place of this process.
+
+    `python` changes nothing, and neither does any command in a process that torchrun has started.
+
+    Raises:
+        QuantspikeError: there is no such command.
+    """
+    words = shlex.split(command)
+    if words == ["python"] or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    try:
+        os.execvp(words[0], [*words, *sys.argv])
+    except OSError as error:
+        raise QuantspikeError(
+            f"launch in params.yaml is {command!r}, which cannot be started ({error}): "
+            "set it to python, or to torchrun with its options"
+        ) from error
 
 
 def _parser(description: str | None, arguments: tuple[str, ...]) -> argparse.ArgumentParser:

@@ -26,3 +26,10 @@ def resolve_device(name: str) -> torch.device:
             f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here; set device to auto or cpu"
         )
     return device
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 itself; where it does not, torch emulates it, which is slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

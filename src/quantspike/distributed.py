@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 
@@ -41,6 +41,35 @@ class Group:
         distributed.gather_object(part, parts)
         return parts
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in each of them; the argument is left alone."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    def maximum(self, value: int) -> int:
+        """The largest of the numbers that the processes bring, in each of them."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest)
+
+    def broadcast(self, values: Tensor) -> None:
+        """Overwrites `values` with those of the first process."""
+        if self.size > 1:
+            distributed.broadcast(values, 0)
+
+    def from_first(self, value: T) -> T:
+        """What the first process brings, in each of them."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, 0)
+        return values[0]
+
     def own_device(self, device: torch.device) -> torch.device:
         """Where no GPU is named by number, each process of a machine takes one of its own."""
         if device.type != "cuda" or device.index is not None:
@@ -54,9 +83,10 @@ def processes() -> Iterator[Group]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group()
         return
-    # What is exchanged lies in main memory, whatever device computes.
+    # What lies on a GPU is exchanged between GPUs, all else through main memory.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # A process may have to wait for a slower one as long as it takes; should one die, torchrun ends the others.
-    distributed.init_process_group("gloo", timeout=timedelta(days=365))
+    distributed.init_process_group(backend, timeout=timedelta(days=365))
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from quantspike.data import Dataset
 from quantspike.errors import QuantspikeError
+from quantspike.measuring import predict
 from quantspike.networks import QuantizedCNN
 from quantspike.operations import macs
 from quantspike.tensors import load_tensors, save_tensors
-from quantspike.training import predict
 
 FORMAT = "quantspike-scores"
 VERSION = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,17 @@ class QuantizedCNN(nn.Module):
         activations = images
         for block in self.blocks:
             activations = block(activations)
+        return self.classify(activations)
+
+    def activations(self, images: Tensor) -> Iterator[Tensor]:
+        """What each layer hands on in turn, float [N, channels, H, W], for images as in `forward`."""
+        activations = images
+        for block in self.blocks:
+            activations = block(activations)
+            yield activations
+
+    def classify(self, activations: Tensor) -> Tensor:
+        """Class scores [N, classes] from the activations of the last layer."""
         scores: Tensor = self.classifier(activations.flatten(1))
         return scores
 

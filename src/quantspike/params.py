@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from quantspike.architecture import Architecture
 from quantspike.errors import QuantspikeError
+from quantspike.recipes import RECIPES
 
 Precision = Literal["fp32"] | int
 """Precision of the activations: `fp32`, or k for steps of 2^-k."""
@@ -52,6 +54,17 @@ def check_precision(value: Any) -> Precision:
     return value
 
 
+def _command(text: str) -> str:
+    """Accepts what a shell could split into words."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"a command was expected, found {text!r} ({error})") from None
+    if not words:
+        raise ValueError("a command was expected, such as python, found nothing")
+    return text
+
+
 def _name(value: Any) -> Any:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(f"a name is made of letters, digits and underscores, found {value!r}")
@@ -60,6 +73,8 @@ def _name(value: Any) -> Any:
 
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=10)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Schedule = Literal["constant", "linear", "cosine"]
 Name = Annotated[str, BeforeValidator(_name)]
 
 
@@ -100,21 +115,55 @@ class Data(Section):
 
 
 class Train(Section):
-    """First phase of training. `validation` training images are held out and only measured."""
+    """First phase of training, and what both phases share.
 
-    recipe: Literal["paper"] = "paper"
+    What is not named takes the value that the recipe gives it (see `quantspike.recipes`).
+
+    Attributes:
+        recipe: `paper` or `strong`.
+        epochs: passes over the training images.
+        learning_rate: Adam's rate, at its highest.
+        batch_size: images per step, over all processes.
+        validation: number of training images that are held out and only measured.
+        flip, padding, brightness, contrast, cutout: how images are varied, see `augmentation.Augmentation`.
+        schedule: the rate stays `constant`, or falls to 0 along a line (`linear`) or half a `cosine`.
+        warmup: share of the phase in which the rate first rises from 0. With a rate that falls again, this is
+            known as a one-cycle schedule.
+        weight_decay: decoupled from the gradient, times the rate; on weights, not on batch normalization.
+        label_smoothing: share of the label that is spread over all classes.
+        averaging: decay per step of a running average of the weights, which is what counts at the end of a phase;
+            0 for none.
+        activation_penalty: added to the loss for each spike per neuron that the activations stand for.
+        autocast: `bf16` or `off`; `auto` takes bf16 where the hardware multiplies it.
+        checkpoint_minutes: longest time between two states from which a killed training goes on.
+    """
+
+    recipe: Literal["paper", "strong"] = "paper"
     epochs: Count
     learning_rate: Rate
     batch_size: Annotated[int, Field(ge=2)]
     validation: Annotated[int, Field(ge=0)] = 0
-    flip: bool = True
+    flip: bool
+    padding: Annotated[int, Field(ge=0)]
+    brightness: Annotated[float, BeforeValidator(_number), Field(ge=0, le=255)]
+    contrast: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    cutout: Annotated[int, Field(ge=0)]
+    schedule: Schedule
+    warmup: Share
+    weight_decay: Annotated[float, BeforeValidator(_number), Field(ge=0, le=10)]
+    label_smoothing: Share
+    averaging: Share
+    activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 0.0
+    autocast: Literal["auto", "bf16", "off"] = "auto"
+    checkpoint_minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 10.0
 
 
 class Finetune(Section):
-    """Second phase: goes on from the first with its weights, averages and Adam moments."""
+    """Second phase: goes on from the first with its weights, averages and Adam moments, and a rate of its own."""
 
     epochs: Count
     learning_rate: Rate
+    schedule: Schedule
 
 
 class Convert(Section):
@@ -155,6 +204,21 @@ class Profile(Section):
     convert: Convert
     simulate: Simulate
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, content: Any) -> Any:
+        """Adds what the recipe says of settings that are not named; what is malformed is left to the checks."""
+        if not isinstance(content, dict) or not isinstance(content.get("train"), dict):
+            return content
+        name = content["train"].get("recipe", "paper")
+        recipe = RECIPES.get(name, RECIPES["paper"]) if isinstance(name, str) else RECIPES["paper"]
+        filled = {
+            section: settings | content[section]
+            for section, settings in recipe.items()
+            if isinstance(content.get(section), dict)
+        }
+        return content | filled
+
 
 class Params(Section):
     """All of `params.yaml`."""
@@ -162,7 +226,9 @@ class Params(Section):
     run: Run
     models: dict[Name, Model]
     profiles: dict[Name, Profile]
+    launch: Annotated[str, AfterValidator(_command)] = "python"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _grid_is_defined(self) -> Params:

@@ -68,6 +68,11 @@ class Chain:
         return self.root / "data" / self.profile / self.name
 
     @property
+    def resume(self) -> Path:
+        """Folder of the states from which a killed training of this chain goes on; DVC knows nothing of it."""
+        return self.root / "data" / "resume" / self.key
+
+    @property
     def integer_network(self) -> Path:
         """The integer network, written by `convert`; its folder is empty for fp32."""
         return self.data / "integer" / "network.safetensors"

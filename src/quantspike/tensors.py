@@ -33,8 +33,9 @@ def save_tensors(path: Path, file_format: str, version: int, header: Header, ten
     with atomic_path(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        except (SafetensorError, OSError) as error:
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            raise OSError(f"{error}; it needs {size / 1e6:.1f} MB") from error
 
 
 def load_tensors(path: Path, file_format: str, version: int) -> tuple[Header, dict[str, Tensor]]:

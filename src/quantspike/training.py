@@ -1,68 +1,89 @@
-"""The training loop: batches in, weights changed, a record per epoch out. It knows nothing of files."""
+"""The training loop: batches in, weights changed, a record per epoch out. It knows nothing of files.
+
+A step depends on the weights, Adam's moments and its number alone: each epoch draws all its random choices at its
+start from a stream of its own, and the rate follows from the step. So training goes on from any step, with any
+number of processes, as if it had never stopped.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quantspike import augmentation
-from quantspike.data import Dataset
+from quantspike.adam import adam_tensors, restore_adam
+from quantspike.augmentation import Augmentation, Draws
+from quantspike.distributed import Group
 from quantspike.errors import QuantspikeError
+from quantspike.measuring import Split, channels_last, predict
 from quantspike.networks import QuantizedCNN
+from quantspike.params import Profile
 
 TRAIN, FINETUNE = 0, 1
 """The two phases: each draws its randomness from streams of its own."""
 
-_TEST_BATCH = 250
+_CHECK_EVERY = 25
+"""Steps between looks at the losses on a GPU, which has to be waited for."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images and their labels on the training device.
-
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N].
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Split:
-        """The same split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What one phase does.
+class Settings:
+    """What one phase does; the names are those of params.yaml.
 
     Attributes:
         phase: TRAIN or FINETUNE.
-        epochs: passes over the training images.
-        batch_size: images per step.
-        crop: side of the square that the network sees, in pixels.
-        flip: whether half of the training images are mirrored.
         seed: the run's seed.
+        autocast: whether convolutions and the classifier multiply in bf16.
+        compile: whether torch.compile builds the forward and backward pass.
     """
 
     phase: int
     epochs: int
+    learning_rate: float
     batch_size: int
-    crop: int
-    flip: bool
     seed: int
+    augmentation: Augmentation
+    schedule: str = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    averaging: float = 0.0
+    activation_penalty: float = 0.0
+    autocast: bool = False
+    compile: bool = False
+
+
+def phase_settings(profile: Profile, phase: int, seed: int, *, autocast: bool, compile: bool) -> Settings:
+    """What a profile says of one of its two phases."""
+    train, section = profile.train, profile.train if phase == TRAIN else profile.finetune
+    return Settings(
+        phase=phase,
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        batch_size=train.batch_size,
+        seed=seed,
+        augmentation=Augmentation(
+            profile.data.crop, train.flip, train.padding, train.brightness, train.contrast, train.cutout
+        ),
+        schedule=section.schedule,
+        warmup=train.warmup if phase == TRAIN else 0.0,
+        weight_decay=train.weight_decay,
+        label_smoothing=train.label_smoothing,
+        averaging=train.averaging,
+        activation_penalty=train.activation_penalty,
+        autocast=autocast,
+        compile=compile,
+    )
 
 
 @dataclass(frozen=True)
@@ -71,11 +92,11 @@ class Epoch:
 
     Attributes:
         epoch: counted from 1 in each phase.
-        loss: mean cross-entropy over the epoch's training batches, as they were trained on.
+        loss: what was minimized, mean over the epoch's training images, as they were trained on.
         train_accuracy: share of those same augmented images that were classified correctly.
         validation_accuracy: share of the held-out training images, None if none are held out.
         test_accuracy: share of the test images. It is recorded and chooses nothing.
-        learning_rate: Adam's rate.
+        learning_rate: Adam's rate at the last step.
         seconds: wall time, both measurements included.
     """
 
@@ -88,114 +109,338 @@ class Epoch:
     seconds: float
 
 
-def make_adam(network: QuantizedCNN, learning_rate: float) -> torch.optim.Adam:
-    """Adam as published: betas 0.9 and 0.999, eps 1e-8, no weight decay."""
-    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+class NotFiniteError(QuantspikeError):
+    """A loss or a weight is infinite or not a number."""
 
 
-def splits(dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
-    """Training and test images of a data set, put on a device once and for all."""
-    training = Split(torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels))
-    test = Split(torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels))
-    return training.to(device), test.to(device)
+class Observer(Protocol):
+    """Who is told how training goes, and may end it."""
+
+    def stepped(self, training: Training, images: int) -> None:
+        """After each step with its number of images, and with 0 between batches that are only measured."""
+
+    def measured(self, training: Training, epoch: Epoch) -> None:
+        """After each epoch."""
 
 
-def hold_out(images: Split, count: int, seed: int) -> tuple[Split, Split | None]:
-    """Takes `count` images, drawn by the seed, out of the training images.
+class Unobserved:
+    """Nobody is told."""
 
-    Raises:
-        QuantspikeError: fewer than two images would be left to train on.
-    """
-    if count == 0:
-        return images, None
-    if count > len(images) - 2:
-        raise QuantspikeError(
-            f"train.validation is {count}, but of {len(images)} training images at most {len(images) - 2} "
-            "can be held out"
-        )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.labels.device)
-    held, kept = order[:count], order[count:]
-    return Split(images.images[kept], images.labels[kept]), Split(images.images[held], images.labels[held])
+    def stepped(self, training: Training, images: int) -> None:
+        """Nothing."""
+
+    def measured(self, training: Training, epoch: Epoch) -> None:
+        """Nothing."""
 
 
-def train(
-    network: QuantizedCNN,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    training: Split,
-    test: Split,
-    validation: Split | None = None,
-    report: Callable[[Epoch], None] | None = None,
-) -> list[Epoch]:
-    """Trains a network in place; the weights that count are those after the last epoch.
+def rate_factor(schedule: str, warmup: float, done: float) -> float:
+    """The learning rate at a point of a phase, as a share of the highest.
 
     Args:
-        network: on the device of the images.
-        optimizer: over the network's parameters.
-        schedule: epochs, batches and seed.
-        training: images to learn from.
-        test: images measured after each epoch, never learned from and never used to choose.
-        validation: images held out of the training set, measured like the test images.
-        report: called after each epoch with its record.
-
-    Returns:
-        A record per epoch.
-
-    Raises:
-        QuantspikeError: the loss, or a weight after the last epoch, is no longer finite.
+        schedule: `constant`, `linear` or `cosine`.
+        warmup: share of the phase in which the rate rises from 0.
+        done: share of the phase that is over, from 0 to 1.
     """
-    records = []
-    for epoch in range(1, schedule.epochs + 1):
-        start = time.perf_counter()
-        loss, accuracy = _one_epoch(network, optimizer, schedule, epoch, training)
+    if done < warmup:
+        return done / warmup
+    after = (done - warmup) / (1 - warmup)
+    falling = {"constant": 1.0, "linear": 1 - after, "cosine": (1 + math.cos(math.pi * after)) / 2}
+    return falling[schedule]
+
+
+class Objective(nn.Module):
+    """A network with the loss that is minimized.
+
+    Forward: standardized images [N, C, H, W] and labels [N] -> the sum of the loss over the images, and how many
+    of them were classified correctly.
+    """
+
+    def __init__(self, network: QuantizedCNN, settings: Settings) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = settings
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.autocast):
+            scores, spikes = self._scores(images)
+        loss = functional.cross_entropy(
+            scores.float(), labels, reduction="sum", label_smoothing=self.settings.label_smoothing
+        )
+        if self.settings.activation_penalty:
+            loss = loss + self.settings.activation_penalty * spikes / self.network.architecture.neurons
+        return loss, (scores.detach().argmax(1) == labels).sum()
+
+    def _scores(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Class scores, and the spikes that all activations stand for if they are to be paid for."""
+        if not self.settings.activation_penalty:
+            return self.network(images), 0.0
+        activations = list(self.network.activations(images))
+        per_unit = 1.0 if self.network.k == "fp32" else 2.0**self.network.k
+        spikes = torch.stack([layer.sum(dtype=torch.float32) for layer in activations]).sum() * per_unit
+        return self.network.classify(activations[-1]), spikes
+
+
+class Training:
+    """One phase of training, step by step.
+
+    Attributes:
+        network: the weights that are trained.
+        optimizer: Adam over them.
+        settings: what the phase does.
+        records: the epochs that are complete.
+        step: steps done in the epoch at work.
+        seconds: wall time spent on the epoch at work.
+    """
+
+    def __init__(
+        self,
+        network: QuantizedCNN,
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        training: Split,
+        test: Split,
+        validation: Split | None = None,
+        group: Group = Group(),  # noqa: B008 (it is frozen)
+    ) -> None:
+        """Gets ready for the first step.
+
+        Args:
+            network: on the device of the images; trained in place.
+            optimizer: over the network's parameters.
+            settings: what to do.
+            training: images to learn from.
+            test: images measured after each epoch, never learned from and never used to choose.
+            validation: images held out of the training set, measured like the test images.
+            group: the processes that share every batch; all have the same images and the same network.
+        """
+        self.optimizer, self.settings, self.group = optimizer, settings, group
+        self._training, self._test, self._validation = training, test, validation
+        self.device = training.labels.device
+        self.network = _synchronized(network, group, self.device)
+        self._objective = _parallel(Objective(self.network, settings), group, self.device)
+        average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True) if settings.averaging else None
+        # A batch must leave each process two images or more: one alone has no variance to be normalized by.
+        whole, rest = divmod(len(training), settings.batch_size)
+        self.steps = whole + (rest >= 2 * group.size)
+        if settings.batch_size < 2 * group.size or self.steps == 0:
+            raise QuantspikeError(
+                f"train.batch_size is {settings.batch_size} and there are {len(training)} training images, but "
+                f"{group.size} processes need {2 * group.size} at least: take fewer processes or a larger batch"
+            )
+        self.records: list[Epoch] = []
+        self.step = 0
+        self.seconds = 0.0
+        self._losses = torch.zeros(self.steps, dtype=torch.float64, device=self.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._set_rate()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch at work, from 1."""
+        return len(self.records) + 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is complete."""
+        return len(self.records) == self.settings.epochs
+
+    @property
+    def seen(self) -> int:
+        """Images trained on in the epoch at work."""
+        return min(self.step * self.settings.batch_size, len(self._training))
+
+    @property
+    def images(self) -> int:
+        """Images trained on in a whole epoch."""
+        return min(self.steps * self.settings.batch_size, len(self._training))
+
+    @property
+    def loss(self) -> float:
+        """Mean over the images trained on in the epoch at work; of several processes, estimated by the first."""
+        return float(self._losses.sum()) * self.group.size / max(self.seen, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the same images classified correctly, from 0 to 1."""
+        return float(self._correct) * self.group.size / max(self.seen, 1)
+
+    def run(self, observer: Observer = Unobserved()) -> list[Epoch]:  # noqa: B008 (it has no state)
+        """Trains from wherever the phase stands to its end; the weights that count are the last ones.
+
+        Raises:
+            NotFiniteError: the loss, or a weight, is no longer finite.
+        """
+        while not self.finished:
+            self._one_epoch(observer)
+        if self._average is not None:
+            self.network.load_state_dict(self._average.module.state_dict())
+        return self.records
+
+    def check_finite(self) -> None:
+        """Makes sure that nothing has gone astray so far.
+
+        Raises:
+            NotFiniteError: a loss or a weight is not finite.
+        """
+        astray = (~torch.isfinite(self._losses)).nonzero()
+        if len(astray):
+            step = int(astray[0])
+            raise NotFiniteError(
+                f"the loss became {float(self._losses[step])} in epoch {self.epoch}, step {step + 1}: {self._advice()}"
+            )
+        for name, value in self.network.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise NotFiniteError(
+                    f"{name} is no longer finite after epoch {self.epoch}, step {self.step}: {self._advice()}"
+                )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a later process needs to go on: tensors, and the rest as JSON has it. All processes must call it."""
+        self._share_sums()
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= adam_tensors(self.network, self.optimizer)
+        if self._average is not None:
+            tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
+        tensors |= {"losses": self._losses, "correct": self._correct}
+        progress = {"records": [asdict(epoch) for epoch in self.records], "step": self.step, "seconds": self.seconds}
+        return tensors, progress
+
+    def restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Goes back to a state, whatever number of processes it was taken with."""
+        self.network.load_state_dict(_under("network.", tensors))
+        restore_adam(self.network, self.optimizer, tensors)
+        if self._average is not None:
+            self._average.load_state_dict(_under("average.", tensors))
+        self._losses.copy_(tensors["losses"])
+        self._correct.copy_(tensors["correct"])
+        if self.group.rank != 0:
+            self._losses.zero_()
+            self._correct.zero_()
+        self.records = [Epoch(**record) for record in progress["records"]]
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self._set_rate()
+
+    def _one_epoch(self, observer: Observer) -> None:
+        self.network.train()
+        order, draws = self._draw()
+        start = time.perf_counter() - self.seconds
+        while self.step < self.steps:
+            first = self.step * self.settings.batch_size
+            batch = slice(first, min(first + self.settings.batch_size, len(order)))
+            self._one_step(order[batch], draws.part(batch))
+            self.step += 1
+            self.seconds = time.perf_counter() - start
+            if self.device.type == "cpu" or self.step % _CHECK_EVERY == 0 or self.step == self.steps:
+                self._check_losses()
+            observer.stepped(self, batch.stop - batch.start)
+        self.check_finite()
+        self._synchronize_averages()
+        losses, correct = self.group.sum(self._losses), self.group.sum(self._correct)
+        validation, test = self._measure(self._validation, observer), self._measure(self._test, observer)
+        assert test is not None
         record = Epoch(
-            epoch=epoch,
-            loss=loss,
-            train_accuracy=accuracy,
-            validation_accuracy=None if validation is None else measure(network, validation, schedule.crop)[0],
-            test_accuracy=measure(network, test, schedule.crop)[0],
-            learning_rate=optimizer.param_groups[0]["lr"],
+            epoch=self.epoch,
+            loss=losses.sum().item() / self.seen,
+            train_accuracy=correct.item() / self.seen,
+            validation_accuracy=validation,
+            test_accuracy=test,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - start,
         )
-        records.append(record)
-        if report:
-            report(record)
-    for name, value in network.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise QuantspikeError(f"{name} is no longer finite after the last epoch: try a tenth of the learning rate")
-    return records
+        self.records.append(record)
+        self.step, self.seconds = 0, 0.0
+        self._losses.zero_()
+        self._correct.zero_()
+        observer.measured(self, record)
+
+    def _one_step(self, chosen: Tensor, draws: Draws) -> None:
+        """Learns from this process's share of a batch, whose gradient is the mean over all of the batch."""
+        share = self.group.share(len(chosen))
+        images = self._training.images[chosen[share]]
+        batch = channels_last(augmentation.augment(images, draws.part(share), self.settings.augmentation))
+        self._set_rate()
+        loss, correct = self._objective(batch, self._training.labels[chosen[share]])
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP takes the mean over the processes, of which each has the sum over its own images.
+        (loss * (self.group.size / len(chosen))).backward()
+        self.optimizer.step()
+        self._losses[self.step] = loss.detach()
+        self._correct += correct
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+
+    def _draw(self) -> tuple[Tensor, Draws]:
+        """The order of the images in the epoch at work, and the choices for each place in it."""
+        generator = epoch_generator(self.settings.seed, self.settings.phase, self.epoch, self.device)
+        count, size = len(self._training), self._training.images.shape[2]
+        order = torch.randperm(count, generator=generator, device=self.device)
+        return order, augmentation.draw(count, size, self.settings.augmentation, generator)
+
+    def _set_rate(self) -> None:
+        done = (len(self.records) * self.steps + self.step) / (self.settings.epochs * self.steps)
+        factor = rate_factor(self.settings.schedule, self.settings.warmup, done)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.settings.learning_rate * factor
+
+    def _measure(self, split: Split | None, observer: Observer) -> float | None:
+        """Accuracy of the weights that would count now, over images shared between the processes."""
+        if split is None:
+            return None
+        own = split.part(self.group.share(len(split)))
+        network = self.network if self._average is None else self._average.module
+
+        def between() -> None:
+            # Processes that agree on every step have different numbers of batches to measure.
+            if self.group.size == 1:
+                observer.stepped(self, 0)
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
+            scores = predict(network, own.images, self.settings.augmentation.crop, between)
+        correct = (scores.argmax(1) == own.labels).sum()
+        return self.group.sum(correct).item() / len(split)
+
+    def _synchronize_averages(self) -> None:
+        """Gives all processes the first one's running averages; weights are equal already."""
+        for module in (self.network, self._average):
+            for buffer in module.buffers() if module is not None else ():
+                self.group.broadcast(buffer)
+
+    def _share_sums(self) -> None:
+        """Brings all processes' sums to the first one."""
+        for sums in (self._losses, self._correct):
+            sums.copy_(self.group.sum(sums))
+            if self.group.rank != 0:
+                sums.zero_()
+
+    def _check_losses(self) -> None:
+        if not math.isfinite(float(self._losses.sum())):
+            self.check_finite()
+
+    def _advice(self) -> str:
+        rate = self.optimizer.param_groups[0]["lr"]
+        return f"the learning rate {rate:g} may be too high; try a tenth of it or a larger batch"
 
 
-def measure(network: QuantizedCNN, split: Split, crop: int) -> tuple[float, float]:
-    """Accuracy, from 0 to 1, and mean cross-entropy of a network over images."""
-    scores = predict(network, split.images, crop)
-    labels = split.labels.to(scores.device)
-    accuracy = (scores.argmax(1) == labels).double().mean().item()
-    return accuracy, functional.cross_entropy(scores.double(), labels).item()
+def _synchronized(network: QuantizedCNN, group: Group, device: torch.device) -> QuantizedCNN:
+    """On GPUs, batch normalization over the images of all processes; the parameters stay the same objects."""
+    if group.size > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return network
 
 
-def predict(network: QuantizedCNN, images: Tensor, crop: int) -> Tensor:
-    """Class scores of test images, as the network gives them in evaluation mode.
+def _parallel(objective: Objective, group: Group, device: torch.device) -> nn.Module:
+    """The objective with gradients that are shared between the processes, compiled if that is wanted."""
+    module: nn.Module = objective
+    if objective.settings.compile:
+        module = torch.compile(objective)  # type: ignore[assignment]
+    if group.size > 1:
+        module = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    return module
 
-    Args:
-        network: left in the mode it was in.
-        images: uint8 [N, C, H, W].
-        crop: side of the central square, in pixels.
 
-    Returns:
-        float32 [N, classes].
-    """
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            batches = [
-                network(_channels_last(augmentation.central_images(part, crop)))
-                for part in torch.split(images, _TEST_BATCH)
-            ]
-            return torch.cat(batches)
-    finally:
-        network.train(was_training)
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def epoch_generator(seed: int, phase: int, epoch: int, device: torch.device) -> torch.Generator:
@@ -206,49 +451,3 @@ def epoch_generator(seed: int, phase: int, epoch: int, device: torch.device) -> 
     """
     state = np.random.SeedSequence([seed, phase, epoch]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
-
-
-def _one_epoch(
-    network: QuantizedCNN, optimizer: torch.optim.Optimizer, schedule: Schedule, epoch: int, training: Split
-) -> tuple[float, float]:
-    """Mean loss and share of correct predictions over the batches as they were trained on."""
-    network.train()
-    total_loss, correct, seen = 0.0, 0, 0
-    batches = _batches(training, schedule, epoch)
-    steps = math.ceil(len(training) / schedule.batch_size)
-    bar = tqdm(batches, total=steps, desc=f"epoch {epoch}/{schedule.epochs}", unit="batch", leave=False, disable=None)
-    for step, (images, labels) in enumerate(bar, start=1):
-        scores = network(images)
-        loss = functional.cross_entropy(scores, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise QuantspikeError(
-                f"the loss became {value} in epoch {epoch}, step {step}: the learning rate "
-                f"{optimizer.param_groups[0]['lr']:g} may be too high; try a tenth of it or a larger batch"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total_loss += value * len(labels)
-        correct += int((scores.detach().argmax(1) == labels).sum())
-        seen += len(labels)
-        bar.set_postfix(loss=f"{total_loss / seen:.3f}", accuracy=f"{correct / seen:.3f}")
-    return total_loss / seen, correct / seen
-
-
-def _batches(training: Split, schedule: Schedule, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All training images once, shuffled and augmented: float32 [B, C, crop, crop] and int64 [B]."""
-    device = training.labels.device
-    generator = epoch_generator(schedule.seed, schedule.phase, epoch, device)
-    order = torch.randperm(len(training), generator=generator, device=device)
-    for chosen in torch.split(order, schedule.batch_size):
-        if len(chosen) == 1:
-            return  # one image alone has no variance for batch normalization to work with
-        images = training.images[chosen]
-        draws = augmentation.draw(len(chosen), images.shape[2], schedule.crop, flip=schedule.flip, generator=generator)
-        yield _channels_last(augmentation.augment(images, draws, schedule.crop)), training.labels[chosen]
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    # The same values in the memory order that convolutions run fastest on: twice as fast on the CPU.
-    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,184 @@
+"""A phase of training as a stage runs it: resumed, shown, saved, and stopped when that is asked for."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from quantspike.devices import multiplies_bf16
+from quantspike.display import Display
+from quantspike.distributed import Group, processes
+from quantspike.errors import QuantspikeError
+from quantspike.params import Params
+from quantspike.paths import Chain
+from quantspike.resume import ResumeStore, fingerprint, sole_writer
+from quantspike.stopping import Stopped, StopRequest, stop_requests
+from quantspike.training import FINETUNE, TRAIN, Epoch, NotFiniteError, Settings, Training, phase_settings
+
+CODE = (
+    "adam.py",
+    "architecture.py",
+    "augmentation.py",
+    "checkpoints.py",
+    "measuring.py",
+    "networks.py",
+    "quantization.py",
+    "recipes.py",
+    "training.py",
+)
+"""What of the package can change a training; the same files are dependencies in dvc.yaml."""
+
+_NAMES = {TRAIN: "train", FINETUNE: "finetune"}
+_GO_ON, _SAVE = 0, 1
+_SAVING_SHARE = 0.1
+"""Of the time, at most, for saving: where epochs are shorter than that allows, not each of them is saved."""
+
+
+def settings_of(params: Params, chain: Chain, phase: int, device: torch.device) -> Settings:
+    """What params.yaml and the hardware say of a phase."""
+    profile = params.profiles[chain.profile]
+    autocast = {"auto": multiplies_bf16(device), "bf16": True, "off": False}[profile.train.autocast]
+    return phase_settings(profile, phase, chain.seed, autocast=autocast, compile=params.compile)
+
+
+def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs: Sequence[Path]) -> ResumeStore:
+    """Where a phase keeps its states, under a hash of the params, code and data that it depends on.
+
+    Args:
+        params: all of params.yaml.
+        chain: the chain that is trained.
+        phase: TRAIN or FINETUNE.
+        script: the stage, which is code too.
+        inputs: files that the stage reads.
+
+    Raises:
+        QuantspikeError: an input is not there.
+    """
+    profile = params.profiles[chain.profile]
+    settings: dict[str, Any] = {
+        "layers": params.models[chain.model].layers,
+        "k": chain.k,
+        "seed": chain.seed,
+        "crop": profile.data.crop,
+        "width": profile.width,
+        "train": profile.train.model_dump(exclude={"checkpoint_minutes"}),
+    }
+    if phase == FINETUNE:
+        settings["finetune"] = profile.finetune.model_dump()
+    for path in inputs:
+        if not path.is_file():
+            raise QuantspikeError(f"{path} is not there: run the stage that writes it (dvc repro)")
+    code = [script, *(Path(__file__).with_name(name) for name in CODE)]
+    return ResumeStore(chain.resume, _NAMES[phase], fingerprint(settings, [*code, *inputs]))
+
+
+@contextmanager
+def sole_training(chain: Chain) -> Iterator[Group]:
+    """Joins the processes that torchrun started, if it did, and makes sure that no others train the chain.
+
+    Raises:
+        QuantspikeError: others do.
+    """
+    with processes() as group, sole_writer(chain.resume) if group.rank == 0 else nullcontext():
+        yield group
+
+
+def run_phase(training: Training, store: ResumeStore, checkpoint_minutes: float) -> list[Epoch]:
+    """Trains to the end, from the newest state there is.
+
+    Args:
+        training: before its first step.
+        store: only the first process uses it.
+        checkpoint_minutes: longest time between two states.
+
+    Raises:
+        Stopped: by a signal, after the state was saved.
+        QuantspikeError: a loss or a weight is no longer finite.
+    """
+    first = training.group.rank == 0
+    found = training.group.from_first(store.load() if first else None)
+    if found is not None:
+        training.restore(*found)
+    if first:
+        _tell_where(training, store, resumed=found is not None)
+    with stop_requests() as request:
+        keeper = _Keeper(training, store, request, checkpoint_minutes * 60)
+        try:
+            return training.run(keeper)
+        except NotFiniteError as error:
+            raise QuantspikeError(f"{error}; {keeper.kept}") from error
+        finally:
+            keeper.display.close()
+
+
+class _Keeper:
+    """Shows, saves and stops a training, as its observer."""
+
+    def __init__(self, training: Training, store: ResumeStore, request: StopRequest, longest: float) -> None:
+        self.display = Display(training)
+        self._store, self._request, self._longest = store, request, longest
+        self._saved_at, self._saving = time.perf_counter(), 0.0
+
+    @property
+    def kept(self) -> str:
+        """Which state a next run would go on from."""
+        states = self._store.states()
+        return f"the last good state is kept in {states[-1]}" if states else "no state was saved before"
+
+    def stepped(self, training: Training, images: int) -> None:
+        self.display.stepped(training, images)
+        self._act(training, due=time.perf_counter() - self._saved_at >= self._longest)
+
+    def measured(self, training: Training, epoch: Epoch) -> None:
+        self.display.measured(training, epoch)
+        long_enough = time.perf_counter() - self._saved_at >= self._saving / _SAVING_SHARE
+        self._act(training, due=long_enough or training.finished)
+
+    def _act(self, training: Training, due: bool) -> None:
+        """Saves or stops if any process wants to; all of them take part in both, at the same step."""
+        wanted = training.group.maximum(self._request.signal or (_SAVE if due else _GO_ON))
+        if wanted == _GO_ON:
+            return
+        training.check_finite()
+        problem = self._save(training)
+        if wanted == _SAVE:
+            if problem:
+                tqdm.write(f"warning: {problem}; training goes on without it", file=sys.stderr)
+            return
+        name = signal.Signals(wanted).name
+        place = f"epoch {training.epoch}, step {training.step} of {training.steps}"
+        state = f"{problem}; {self.kept}" if problem else f"the state is saved ({self._store.folder})"
+        raise Stopped(f"stopped by {name} in {place}: {state}; the same command goes on from there", wanted)
+
+    def _save(self, training: Training) -> str | None:
+        """Saves the state; says what went wrong."""
+        start = time.perf_counter()
+        tensors, progress = training.state()
+        problem = None
+        if training.group.rank == 0:
+            try:
+                self._store.save(tensors, progress, training.epoch, training.step)
+            except QuantspikeError as error:
+                problem = str(error)
+        self._saved_at = time.perf_counter()
+        self._saving = self._saved_at - start
+        return problem
+
+
+def _tell_where(training: Training, store: ResumeStore, resumed: bool) -> None:
+    if resumed:
+        print(f"goes on in epoch {training.epoch}, after step {training.step} of {training.steps}", flush=True)
+    if others := store.others():
+        print(
+            f"note: {len(others)} states in {store.folder} belong to other params, code or data; they are not used, "
+            "and can be deleted if you are not going back to those",
+            file=sys.stderr,
+        )
