@@ -2,7 +2,7 @@
 
 reads:   data/<profile>/images.safetensors, data/<profile>/<model>-<k>-<seed>/finetune.safetensors;
          data and width of the profile in params.yaml
-writes:  metrics/<profile>/<model>-<k>-<seed>/ann.json (accuracy, cost, which images)
+writes:  metrics/<profile>/<model>-<k>-<seed>/ann.json (accuracy, cost, which images, what it was trained with)
          data/<profile>/<model>-<k>-<seed>/evaluate.safetensors (class scores of every test image)
 """
 
@@ -20,10 +20,10 @@ def main(params: Params, chain: Chain) -> None:
     device = resolve_device(params.device)
     dataset = load_dataset(chain.dataset)
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
-    network = load_checkpoint(chain.data / "finetune.safetensors", architecture, chain.k).network.to(device)
-    scores, report = evaluate(network, dataset)
+    checkpoint = load_checkpoint(chain.data / "finetune.safetensors", architecture, chain.k)
+    scores, report = evaluate(checkpoint.network.to(device), dataset)
     save_scores(chain.data / "evaluate.safetensors", scores)
-    write_json(chain.metrics / "ann.json", report)
+    write_json(chain.metrics / "ann.json", report | {"made_with": checkpoint.made_with})
     print(
         f"{chain.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly"
     )

@@ -20,7 +20,7 @@ from quantspike.distributed import Group
 from quantspike.measuring import hold_out, splits
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import resume_store, run_phase, settings_of, sole_training
+from quantspike.phases import made_with, resume_store, run_phase, settings_of, sole_training
 from quantspike.training import FINETUNE, Training
 
 
@@ -44,7 +44,7 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     store = resume_store(params, chain, FINETUNE, Path(__file__), [chain.dataset, trained])
     epochs = run_phase(training, store, profile.checkpoint_minutes)
     if group.rank == 0:
-        save_checkpoint(chain.data / "finetune.safetensors", network)
+        save_checkpoint(chain.data / "finetune.safetensors", network, made_with=made_with(params, chain, training))
         write_epochs(chain.metrics / "finetune.csv", epochs)
         store.discard()
 

@@ -21,7 +21,7 @@ from quantspike.measuring import hold_out, splits
 from quantspike.networks import new_network
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import resume_store, run_phase, settings_of, sole_training
+from quantspike.phases import made_with, resume_store, run_phase, settings_of, sole_training
 from quantspike.training import TRAIN, Training
 
 
@@ -43,7 +43,7 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset])
     epochs = run_phase(training, store, profile.checkpoint_minutes)
     if group.rank == 0:
-        save_checkpoint(chain.data / "train.safetensors", network, optimizer)
+        save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training))
         write_epochs(chain.metrics / "train.csv", epochs)
         store.discard()
 

@@ -50,11 +50,29 @@ def make_params(
     )
 
 
+def make_made_with(epochs: tuple[int, int] = (100, 100), **changes: Any) -> dict[str, Any]:
+    """What a network was trained with: the published protocol, apart from the epochs and from `changes`."""
+    settings = make_params().profiles["paper"].training_settings
+    settings |= {"train.epochs": epochs[0], "finetune.epochs": epochs[1]}
+    content = {
+        "settings": settings,
+        "arithmetic": "fp32",
+        "device": "some processor",
+        "processes": 1,
+        "torch": "2.11.0",
+    }
+    return content | changes
+
+
 def make_chain(
-    chain: Chain, data: dict[str, Any] | None = None, steps: int = 100, epochs: tuple[int, int] = (100, 100)
+    chain: Chain,
+    data: dict[str, Any] | None = None,
+    steps: int = 100,
+    epochs: tuple[int, int] = (100, 100),
+    made_with: dict[str, Any] | None = None,
 ) -> None:
     """Fills the metrics folder of a chain, with curves of the published shape; epochs of both phases."""
-    data = data or data_set()
+    data, made_with = data or data_set(), made_with or make_made_with(epochs)
     neurons, macs = 336_128, 399_190_016
     accuracy = 0.9266 if chain.k == "fp32" else 0.926 + 0.0022 * chain.k
     accuracy = round(accuracy + 0.0015 * ((chain.seed * 2) % 3 - 1) * (chain.seed > 0), 4)
@@ -62,7 +80,7 @@ def make_chain(
         rows = [[e, loss / e, 1 - loss / (e + 2), "", accuracy - loss / (e + 9), rate, 9.5] for e in range(1, n + 1)]
         _write_csv(chain.metrics / f"{phase}.csv", TRAINING, rows)
     ann = {"images": data["test_images"], "accuracy": accuracy, "correct": round(accuracy * data["test_images"])}
-    ann |= {"loss": 0.4, "macs": macs, "neurons": neurons, "weights": 7_852_576, "data": data}
+    ann |= {"loss": 0.4, "macs": macs, "neurons": neurons, "weights": 7_852_576, "data": data, "made_with": made_with}
     _write_json(chain.metrics / "ann.json", ann)
     if isinstance(chain.k, int):
         _make_spiking(chain, chain.k, accuracy, steps, data["test_images"], neurons)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from quantspike import tensors
+from quantspike.adam import make_adam
 from quantspike.architecture import Architecture
 from quantspike.checkpoints import FORMAT, VERSION, load_checkpoint, resume_adam, save_checkpoint
 from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN, new_network
 from quantspike.tensors import load_tensors, save_tensors
-from quantspike.training import make_adam
 
 ARCHITECTURE = Architecture.parse("4C3-P2-5", image_size=4, image_channels=1, classes=3)
 
 
-def stepped(k: int | str = 1, seed: int = 0) -> tuple[QuantizedCNN, torch.optim.Adam]:
+def stepped(k: int | str = 1, seed: int = 0) -> tuple[QuantizedCNN, torch.optim.AdamW]:
     """A network after three steps, with running averages and moments that are not 0."""
     network = new_network(ARCHITECTURE, k, seed)
     adam = make_adam(network, 0.01)
@@ -74,9 +74,18 @@ def test_the_moments_come_back_to_the_last_bit(path: Path) -> None:
 
 
 def test_adam_goes_on_with_the_new_rate_and_the_published_settings(path: Path) -> None:
-    (group,) = resume_adam(load_checkpoint(path, ARCHITECTURE, 1), 1e-4).param_groups
-    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, 0)
-    assert not group["amsgrad"]
+    for group in resume_adam(load_checkpoint(path, ARCHITECTURE, 1), 1e-4).param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, 0)
+        assert not group["amsgrad"]
+
+
+def test_adam_goes_on_with_the_decay_that_is_asked_for_on_weights_alone(path: Path) -> None:
+    checkpoint = load_checkpoint(path, ARCHITECTURE, 1)
+    decays = {}
+    for group in resume_adam(checkpoint, 1e-4, 0.05).param_groups:
+        decays |= {id(parameter): group["weight_decay"] for parameter in group["params"]}
+    for name, parameter in checkpoint.network.named_parameters():
+        assert decays[id(parameter)] == (0.0 if "normalization" in name else 0.05)
 
 
 def test_memory_order_is_not_part_of_a_checkpoint(path: Path, tmp_path: Path) -> None:
@@ -107,7 +116,7 @@ def test_a_checkpoint_without_moments_cannot_be_trained_on(tmp_path: Path) -> No
     save_checkpoint(tmp_path / "finetune.safetensors", network)
     checkpoint = load_checkpoint(tmp_path / "finetune.safetensors", ARCHITECTURE, 1)
     assert checkpoint.moments == {}
-    with pytest.raises(QuantspikeError, match=r"finetune\.safetensors lacks the Adam moments .*: train again"):
+    with pytest.raises(QuantspikeError, match=r"finetune\.safetensors: the Adam moments .* are lacking; train again"):
         resume_adam(checkpoint, 1e-4)
 
 
@@ -116,14 +125,17 @@ def test_a_checkpoint_without_moments_cannot_be_trained_on(tmp_path: Path) -> No
 )
 def test_a_missing_moment_is_named(missing: str, path: Path) -> None:
     change(path, lambda content: content.pop(missing))
-    with pytest.raises(QuantspikeError, match=f"lacks the Adam moments '{missing}': train again"):
+    with pytest.raises(
+        QuantspikeError, match=f"train.safetensors: the Adam moments '{missing}' are lacking; train again"
+    ):
         resume_adam(load_checkpoint(path, ARCHITECTURE, 1), 1e-4)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2), torch.full((3, 5), float("nan"))])
 def test_a_moment_that_does_not_fit_its_weight_is_refused(wrong: Tensor, path: Path) -> None:
     change(path, lambda content: content.update({"adam.exp_avg.classifier.weight": wrong}))
-    with pytest.raises(QuantspikeError, match=r"train\.safetensors"):
+    message = r"train\.safetensors: adam\.exp_avg\.classifier\.weight does not fit .* or is not finite; train again"
+    with pytest.raises(QuantspikeError, match=message):
         resume_adam(load_checkpoint(path, ARCHITECTURE, 1), 1e-4)
 
 

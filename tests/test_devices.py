@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantspike.devices import resolve_device
+from quantspike.devices import multiplies_bf16, resolve_device
 from quantspike.errors import QuantspikeError
 
 
@@ -30,3 +30,27 @@ def test_a_gpu_that_is_not_there_is_refused(name: str, count: int, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(QuantspikeError, match=f"device is '{name}', but torch sees {count} GPUs here; set device to"):
         resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"bf16": True}, True),  # Arm
+        ({"avx512_bf16": False, "amx_bf16": False, "cpu_name": "x"}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_multiplies_bf16_if_it_has_instructions_for_it(
+    capabilities: dict[str, bool | str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert multiplies_bf16(torch.device("cpu")) is expected
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_gpu_that_emulates_bf16_does_not_count(itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or itself)
+    assert multiplies_bf16(torch.device("cuda", 1)) is itself

@@ -12,8 +12,8 @@ from conftest import with_averages
 from quantspike import augmentation
 from quantspike.architecture import Architecture
 from quantspike.data import Dataset
+from quantspike.measuring import Split, channels_last, measure, predict, splits
 from quantspike.networks import new_network
-from quantspike.training import Split, measure, predict, splits
 
 ARCHITECTURE = Architecture.parse("4C3-P2-6C3-5", image_size=4, image_channels=1, classes=3)
 
@@ -76,3 +76,43 @@ def test_predicting_restores_the_mode_after_a_failure() -> None:
     with pytest.raises(RuntimeError):
         predict(network, torch.zeros(2, 3, 6, 6, dtype=torch.uint8), 4)  # three channels in place of one
     assert network.training
+
+
+def test_between_is_called_before_each_batch_and_may_end_the_work() -> None:
+    network = Constant(1.0, 2.0)
+    done: list[int] = []
+    images = torch.zeros(600, 1, 4, 4, dtype=torch.uint8)
+    predict(network, images, 4, lambda: done.append(len(network.batches)))
+    assert done == [0, 1, 2]
+
+    def stop() -> None:
+        if len(network.batches) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(network.train(), images, 4, stop)
+    assert len(network.batches) == 4  # three of before, and one
+    assert network.training
+
+
+def test_scores_are_in_full_precision_even_from_a_network_that_computes_in_bf16(test: Split) -> None:
+    network = new_network(ARCHITECTURE, 1, 0).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = predict(network, test.images, 4)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, scores.bfloat16().float())
+
+
+def test_another_memory_order_keeps_every_value(test: Split) -> None:
+    images = test.images.repeat(1, 3, 1, 1).float()
+    ordered = channels_last(images)
+    assert torch.equal(ordered, images)
+    assert ordered.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_part_of_a_split_keeps_images_and_labels_together(test: Split) -> None:
+    part = test.part(slice(3, 7))
+    assert len(part) == 4
+    assert torch.equal(part.images, test.images[3:7])
+    assert torch.equal(part.labels, test.labels[3:7])
+    assert len(test.part(slice(5, 5))) == 0

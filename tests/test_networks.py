@@ -155,6 +155,17 @@ def test_a_network_computes_what_its_equations_say() -> None:
     torch.testing.assert_close(network(images().double()), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("k", ["fp32", 2])
+def test_activations_are_what_leaves_each_block_and_the_classifier_makes_scores_of_the_last(k: Any) -> None:
+    network = new_network(small(), k, 0).eval()
+    outputs, layers = block_outputs(network, images()), list(network.activations(images()))
+    assert len(layers) == len(outputs) == len(network.blocks)
+    assert all(torch.equal(layer, output) for layer, output in zip(layers, outputs, strict=True))
+    assert torch.equal(network.classify(layers[-1]), network(images()))
+    expected = layers[-1].flatten(1) @ network.classifier.weight.T
+    torch.testing.assert_close(network.classify(layers[-1]), expected)
+
+
 # Initial weights
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from quantspike.errors import QuantspikeError
-from quantspike.params import LARGEST_K, check_precision, load_params
+from quantspike.params import LARGEST_K, Finetune, Train, check_precision, load_params
+from quantspike.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 Edit = Callable[..., Path]
@@ -37,8 +38,20 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
             "batch_size": 200,  # 50,000 images: 250 steps an epoch
             "validation": 0,
             "flip": True,
+            "padding": 0,
+            "brightness": 63.0,
+            "contrast": 0.8,
+            "cutout": 0,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "weight_decay": 0.0,
+            "label_smoothing": 0.0,
+            "averaging": 0.0,
+            "activation_penalty": 0.0,
+            "autocast": "auto",
+            "checkpoint_minutes": 10.0,
         },
-        "finetune": {"epochs": 100, "learning_rate": 1e-4},
+        "finetune": {"epochs": 100, "learning_rate": 1e-4, "schedule": "constant"},
         "convert": {"weight_bits": 12},
         "simulate": {"steps": 100, "settle_limit": 1000, "engine": "auto", "batch_size": 50, "log_batch": 50},
     }
@@ -89,6 +102,56 @@ def test_what_is_left_out_takes_the_published_value(write_params: Edit) -> None:
     assert (profile.simulate.steps, profile.simulate.settle_limit) == (100, 1000)
 
 
+@pytest.mark.parametrize("recipe", ["paper", "strong"])
+def test_a_recipe_fills_in_what_is_not_named(recipe: str, write_params: Edit) -> None:
+    left_out = {"profiles.tiny.train.recipe": recipe, "profiles.tiny.train.flip": None}
+    profile = load_params(write_params(left_out)).profiles["tiny"]
+    train, finetune = profile.train.model_dump(), profile.finetune.model_dump()
+    assert {name: train[name] for name in RECIPES[recipe]["train"]} == RECIPES[recipe]["train"]
+    assert finetune == {"epochs": 1, "learning_rate": 0.0003} | RECIPES[recipe]["finetune"]
+    assert (train["recipe"], train["epochs"], train["validation"]) == (recipe, 1, 100)
+
+
+def test_what_is_named_overrides_the_recipe(write_params: Edit) -> None:
+    named = {"padding": 1, "cutout": 0, "schedule": "linear", "weight_decay": 0.0, "averaging": 0.5, "flip": False}
+    changes = {f"profiles.tiny.train.{name}": value for name, value in named.items()}
+    changes |= {"profiles.tiny.train.recipe": "strong", "profiles.tiny.finetune.schedule": "constant"}
+    profile = load_params(write_params(changes)).profiles["tiny"]
+    train = profile.train.model_dump()
+    assert {name: train[name] for name in named} == named
+    others = {name: value for name, value in RECIPES["strong"]["train"].items() if name not in named}
+    assert {name: train[name] for name in others} == others
+    assert profile.finetune.schedule == "constant"
+
+
+def test_recipes_name_the_same_settings_and_each_is_one_of_its_section() -> None:
+    for recipe in RECIPES.values():
+        assert list(recipe) == ["train", "finetune"]
+        assert list(recipe["train"]) == list(RECIPES["paper"]["train"])
+        assert list(recipe["finetune"]) == list(RECIPES["paper"]["finetune"])
+    assert set(RECIPES["paper"]["train"]) < set(Train.model_fields)
+    assert set(RECIPES["paper"]["finetune"]) < set(Finetune.model_fields)
+    assert set(get_args(Train.model_fields["recipe"].annotation)) == set(RECIPES)
+
+
+def test_one_profile_does_not_change_the_recipe_of_another(write_params: Edit, params_content: dict[str, Any]) -> None:
+    tiny = params_content["profiles"]["tiny"]
+    other = tiny | {"train": tiny["train"] | {"recipe": "strong", "label_smoothing": 0.3}}
+    profiles = load_params(write_params({"profiles.other": other})).profiles
+    assert (profiles["other"].train.label_smoothing, profiles["tiny"].train.label_smoothing) == (0.3, 0.0)
+    assert RECIPES["strong"]["train"]["label_smoothing"] == 0.1
+
+
+@pytest.mark.parametrize("command", ["python", "torchrun --standalone --nproc-per-node 4", "srun 'my python'"])
+def test_a_launch_command_is_kept_as_it_is(command: str, write_params: Edit) -> None:
+    assert load_params(write_params({"launch": command})).launch == command
+
+
+def test_unless_it_is_named_one_process_trains_without_compiling(write_params: Edit) -> None:
+    params = load_params(write_params())
+    assert (params.launch, params.compile) == ("python", False)
+
+
 def test_a_rate_that_yaml_takes_for_text_is_the_number_that_was_meant(tmp_path: Path, write_params: Edit) -> None:
     path = write_params()
     path.write_text(path.read_text().replace("0.003", "1e-3").replace("0.5", "5e-1"))
@@ -128,13 +191,18 @@ def test_a_device_may_be_named_by_kind_and_number(device: str, write_params: Edi
 @pytest.mark.parametrize(
     ("place", "allowed"),
     [
-        ("launch", "run, models, profiles, device"),
+        ("lunch", "run, models, profiles, launch, device, compile"),
         ("run.epochs", "profile, model, k, seed"),
         ("models.small.width", "layers"),
         ("profiles.tiny.trian", "data, width, train, finetune, convert, simulate"),
         ("profiles.tiny.data.size", "source, crop"),
-        ("profiles.tiny.train.lr", "recipe, epochs, learning_rate, batch_size, validation, flip"),
-        ("profiles.tiny.finetune.batch_size", "epochs, learning_rate"),
+        (
+            "profiles.tiny.train.lr",
+            "recipe, epochs, learning_rate, batch_size, validation, flip, padding, brightness, contrast, cutout, "
+            "schedule, warmup, weight_decay, label_smoothing, averaging, activation_penalty, autocast, "
+            "checkpoint_minutes",
+        ),
+        ("profiles.tiny.finetune.batch_size", "epochs, learning_rate, schedule"),
         ("profiles.tiny.convert.bits", "weight_bits"),
         ("profiles.tiny.simulate.T", "steps, settle_limit, engine, batch_size, log_batch"),
     ],
@@ -177,6 +245,12 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
     assert f"\n  {place}: this key is missing" in complaint(write_params({place: None}))
 
 
+@pytest.mark.parametrize("train", [None, [1]])
+def test_a_missing_section_is_not_blamed_on_what_a_recipe_would_fill_in(train: Any, write_params: Edit) -> None:
+    told = complaint(write_params({"profiles.tiny.train": train}))
+    assert "params.yaml holds a value that is not allowed:\n  profiles.tiny.train: " in told
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -207,7 +281,16 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
         ("profiles.tiny.data.source", "", "profiles.tiny.data.source: String should have at least 1 character"),
         ("profiles.tiny.data.crop", 0, "profiles.tiny.data.crop: Input should be greater than or equal to 1 (found 0)"),
         ("profiles.tiny.train", [1], "profiles.tiny.train: Input should be a valid dictionary"),
-        ("profiles.tiny.train.recipe", "best", "profiles.tiny.train.recipe: Input should be 'paper' (found 'best')"),
+        (
+            "profiles.tiny.train.recipe",
+            "best",
+            "profiles.tiny.train.recipe: Input should be 'paper' or 'strong' (found 'best')",
+        ),
+        (
+            "profiles.tiny.train.recipe",
+            ["strong"],
+            "train.recipe: Input should be 'paper' or 'strong' (found ['strong'])",
+        ),
         ("profiles.tiny.train.epochs", 0, "profiles.tiny.train.epochs: Input should be greater than or equal to 1"),
         (
             "profiles.tiny.train.epochs",
@@ -219,6 +302,40 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
         ("profiles.tiny.train.batch_size", "50", "batch_size: Input should be a valid integer (found '50')"),
         ("profiles.tiny.train.validation", -1, "validation: Input should be greater than or equal to 0 (found -1)"),
         ("profiles.tiny.train.flip", "yes", "profiles.tiny.train.flip: Input should be a valid boolean (found 'yes')"),
+        ("profiles.tiny.train.padding", -1, "padding: Input should be greater than or equal to 0 (found -1)"),
+        ("profiles.tiny.train.padding", 1.5, "padding: Input should be a valid integer (found 1.5)"),
+        ("profiles.tiny.train.brightness", 256, "brightness: Input should be less than or equal to 255 (found 256)"),
+        ("profiles.tiny.train.contrast", 1, "contrast: Input should be less than 1 (found 1)"),
+        ("profiles.tiny.train.cutout", -1, "cutout: Input should be greater than or equal to 0 (found -1)"),
+        (
+            "profiles.tiny.train.schedule",
+            "step",
+            "train.schedule: Input should be 'constant', 'linear' or 'cosine' (found 'step')",
+        ),
+        (
+            "profiles.tiny.finetune.schedule",
+            "step",
+            "finetune.schedule: Input should be 'constant', 'linear' or 'cosine' (found 'step')",
+        ),
+        ("profiles.tiny.train.warmup", 1, "warmup: Input should be less than 1 (found 1)"),
+        ("profiles.tiny.train.weight_decay", -0.1, "weight_decay: Input should be greater than or equal to 0"),
+        ("profiles.tiny.train.label_smoothing", 1.0, "label_smoothing: Input should be less than 1 (found 1.0)"),
+        ("profiles.tiny.train.averaging", 1, "averaging: Input should be less than 1 (found 1)"),
+        ("profiles.tiny.train.averaging", -0.5, "averaging: Input should be greater than or equal to 0 (found -0.5)"),
+        (
+            "profiles.tiny.train.activation_penalty",
+            -1,
+            "activation_penalty: Input should be greater than or equal to 0",
+        ),
+        ("profiles.tiny.train.autocast", "fp16", "autocast: Input should be 'auto', 'bf16' or 'off' (found 'fp16')"),
+        ("profiles.tiny.train.autocast", True, "autocast: Input should be 'auto', 'bf16' or 'off' (found True)"),
+        ("profiles.tiny.train.checkpoint_minutes", 0, "checkpoint_minutes: Input should be greater than 0 (found 0)"),
+        ("launch", "", "launch: a command was expected, such as python, found nothing"),
+        ("launch", "  ", "launch: a command was expected, such as python, found nothing"),
+        ("launch", "torchrun 'x", 'launch: a command was expected, found "torchrun \'x" (No closing quotation)'),
+        ("launch", 4, "launch: Input should be a valid string (found 4)"),
+        ("launch", ["torchrun"], "launch: Input should be a valid string (found ['torchrun'])"),
+        ("compile", "yes", "compile: Input should be a valid boolean (found 'yes')"),
         ("profiles.tiny.convert.weight_bits", 3, "weight_bits: Input should be greater than or equal to 4 (found 3)"),
         ("profiles.tiny.convert.weight_bits", 17, "weight_bits: Input should be less than or equal to 16 (found 17)"),
         (

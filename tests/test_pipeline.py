@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from quantspike import phases
+
 PROJECT = Path(__file__).parent.parent
 
 
@@ -43,6 +45,15 @@ def set_grid(folder: Path, k: list[int | str], weight_bits: int = 12) -> None:
     params["profiles"]["demo"]["finetune"]["epochs"] = 1
     params["profiles"]["demo"]["convert"]["weight_bits"] = weight_bits
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.parametrize("stage", ["train", "finetune"])
+def test_code_that_makes_a_saved_training_stale_is_code_that_dvc_watches(stage: str) -> None:
+    dependencies = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    package = "src/quantspike/"
+    assert [name.removeprefix(package) for name in dependencies if name.startswith(package)] == list(phases.CODE)
+    assert dependencies[0] == f"stages/{stage}.py"  # the script, which counts as well
+    assert all((PROJECT / package / name).is_file() for name in phases.CODE)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from quantspike.published import (
     is_published_network,
     published,
 )
+from quantspike.recipes import RECIPES
 
 PAPER = {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200}
 
@@ -86,4 +87,37 @@ def test_every_departure_from_the_protocol_is_named_with_both_values() -> None:
         "finetune.epochs 1 (100)",
         "finetune.learning_rate 5e-05 (0.0001)",
         "simulate.steps 80 (100)",
+    ]
+
+
+def test_the_recipe_is_named_with_everything_it_changes() -> None:
+    params = make_params(train=PAPER | {"recipe": "strong"})
+    assert departures(params.profiles["paper"]) == [
+        "train.recipe strong (paper)",
+        "train.padding 4 (0)",
+        "train.brightness 0 (63)",
+        "train.contrast 0 (0.8)",
+        "train.cutout 8 (0)",
+        "train.schedule cosine (constant)",
+        "train.warmup 0.2 (0)",
+        "train.weight_decay 0.05 (0)",
+        "train.label_smoothing 0.1 (0)",
+        "train.averaging 0.99 (0)",
+        "finetune.schedule cosine (constant)",
+    ]
+
+
+def test_another_recipe_with_all_published_settings_departs_by_its_name_alone() -> None:
+    train = PAPER | {"recipe": "strong"} | RECIPES["paper"]["train"]
+    params = make_params(train=train, finetune={"epochs": 100, "learning_rate": 1e-4, "schedule": "constant"})
+    assert departures(params.profiles["paper"]) == ["train.recipe strong (paper)"]
+
+
+def test_a_setting_that_departs_under_the_published_recipe_is_named_too() -> None:
+    train = PAPER | {"label_smoothing": 0.05, "activation_penalty": 1e-3}
+    finetune = {"epochs": 100, "learning_rate": 1e-4, "schedule": "linear"}
+    assert departures(make_params(train=train, finetune=finetune).profiles["paper"]) == [
+        "train.label_smoothing 0.05 (0)",
+        "train.activation_penalty 0.001 (0)",
+        "finetune.schedule linear (constant)",
     ]

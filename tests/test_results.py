@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from make_results import data_set, make_chain, make_params
+from make_results import data_set, make_chain, make_made_with, make_params
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.paths import Chain, chains
@@ -23,6 +23,9 @@ from quantspike.tables import (
     training_table,
     write_table,
 )
+
+
+PAPER = {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200}
 
 
 def make_grid(root: Path, params: Params, data: dict[str, Any] | None = None, steps: int = 100) -> list[Chain]:
@@ -157,7 +160,11 @@ def test_other_images_get_no_published_row(tmp_path: Path, params: Params, data:
 
 def test_a_narrower_network_gets_no_published_row(tmp_path: Path) -> None:
     params = make_params(width=0.25)
-    assert read_all(make_grid(tmp_path, params), params)[1].published is None
+    made_with = make_made_with()
+    made_with["settings"]["width"] = 0.25
+    chain = Chain("paper", "cnn1", 0, 0, tmp_path)
+    make_chain(chain, made_with=made_with)
+    assert read_all([chain], params)[0].published is None
 
 
 def test_a_precision_that_was_not_published_gets_no_published_row(tmp_path: Path) -> None:
@@ -178,8 +185,11 @@ def test_unfinished_chains_are_named_and_left_out(
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"train": {"epochs": 7, "learning_rate": 1e-3, "batch_size": 200}}, "train.epochs is 7, it had 100"),
+        ({"train": PAPER | {"epochs": 7}}, "train.epochs is 7, it had 100"),
         ({"finetune": {"epochs": 100, "learning_rate": 5e-5}}, "finetune.learning_rate is 5e-05, it had 0.0001"),
+        ({"width": 0.5}, "width is 0.5, it had 1.0"),
+        ({"train": PAPER | {"recipe": "strong"}}, "train.recipe is strong, it had paper"),
+        ({"train": PAPER | {"cutout": 8}}, "train.cutout is 8, it had 0"),
         ({"convert": {"weight_bits": 8}}, "convert.weight_bits is 8, it had 12"),
         ({"simulate": {"steps": 50}}, "simulate.steps is 50, it had 100"),
         ({"simulate": {"settle_limit": 500}}, "simulate.settle_limit is 500, it had 1000"),

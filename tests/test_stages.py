@@ -29,6 +29,8 @@ CHAIN_STAGES = ("train", "finetune", "evaluate", "convert", "simulate")
 TRAINING = ["epoch", "loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds"]
 STEPS = ["step", "accuracy", "positive_spikes", "negative_spikes", "net_spikes", "synops", "settled"]
 BY_LAYER = ["step", "layer", "neurons", *STEPS[2:]]
+LOCK = "data/resume/tiny-small-1-0/lock"
+"""What is left of the states from which a killed training goes on, when there are none."""
 LOGS = ["accuracy.txt", "sop_num.txt", "spike_collect.txt", "spike_num.txt"]
 
 Row = dict[str, str]
@@ -130,6 +132,7 @@ def test_all_files_are_there_and_nothing_else(project: Path) -> None:
     # DVC wants every out of a stage to exist, so full precision has these folders too, with a note in them.
     wanted += ["data/tiny/small-fp32-0/integer/none.txt", "metrics/tiny/small-fp32-0/logs/kfp32/none.txt"]
     for chain in ("small-1-0", "small-fp32-0"):
+        wanted += [f"data/resume/tiny-{chain}/lock"]  # empty; the states of a training go when it is done
         wanted += [f"data/tiny/{chain}/{name}.safetensors" for name in ("train", "finetune", "evaluate")]
         wanted += [f"metrics/tiny/{chain}/{name}" for name in results]
     assert files(project) == sorted(wanted)
@@ -313,7 +316,8 @@ def test_processes_that_share_a_simulation_write_the_same_files_once(repeated: P
 def test_a_stage_without_its_input_names_the_file(stage: str, message: str, fresh: Path) -> None:
     with pytest.raises(SystemExit, match=f"^error: .*{message}: run the stage that writes it"):
         in_this_process(stage, *chain_arguments(fresh, 1))
-    assert files(fresh) == ["data/tiny/images.safetensors", "params.yaml"]
+    locked = [LOCK] if stage == "finetune" else []
+    assert files(fresh) == [*locked, "data/tiny/images.safetensors", "params.yaml"]
 
 
 @pytest.mark.parametrize("stage", CHAIN_STAGES[:4])
@@ -356,10 +360,13 @@ def test_more_held_out_images_than_there_are_is_a_user_error(fresh: Path) -> Non
 def test_a_loss_that_is_not_finite_ends_the_stage_and_leaves_no_weights(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda scores, labels: scores.sum() * float("nan"))
+    def astray(scores: torch.Tensor, labels: torch.Tensor, **options: object) -> torch.Tensor:
+        return scores.sum() * float("nan")
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", astray)
     with pytest.raises(SystemExit, match=r"^error: the loss became nan in epoch 1, step 1: the learning rate 0\.003"):
         in_this_process("train", *chain_arguments(fresh, 1))
-    assert files(fresh) == ["data/tiny/images.safetensors", "params.yaml"]
+    assert files(fresh) == [LOCK, "data/tiny/images.safetensors", "params.yaml"]
 
 
 def test_a_crop_beyond_images_that_are_there_already_is_refused_by_the_training(fresh: Path) -> None:

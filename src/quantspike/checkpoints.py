@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +22,22 @@ FORMAT = "quantspike-cnn"
 VERSION = 1
 
 
-def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: torch.optim.Optimizer | None = None) -> None:
+def save_checkpoint(
+    path: Path,
+    network: QuantizedCNN,
+    optimizer: torch.optim.Optimizer | None = None,
+    made_with: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a network, and with `optimizer` its Adam moments, so that training can go on from them.
 
     Tensors: `network.<name>` as in the state dict; `adam.step`, `adam.exp_avg.<parameter>` and
-    `adam.exp_avg_sq.<parameter>`.
+    `adam.exp_avg_sq.<parameter>`. The header also tells, as JSON, what it was `made_with`: settings and machine.
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if optimizer is not None:
         tensors |= adam_tensors(network, optimizer)
-    save_tensors(path, FORMAT, VERSION, _identity(network.architecture, network.k), tensors)
+    header = _identity(network.architecture, network.k) | {"made_with": json.dumps(made_with or {}, sort_keys=True)}
+    save_tensors(path, FORMAT, VERSION, header, tensors)
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,13 @@ class Checkpoint:
         path: the file it was read from.
         network: on the CPU, in training mode.
         moments: Adam's tensors by name, empty if none were saved.
+        made_with: settings and machine of its training, as far as they were saved.
     """
 
     path: Path
     network: QuantizedCNN
     moments: dict[str, Tensor]
+    made_with: dict[str, Any]
 
 
 def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Checkpoint:
@@ -69,7 +80,8 @@ def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Che
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise QuantspikeError(f"{path}: {name} holds a value that is not finite; train again")
-    return Checkpoint(path, network, {name: value for name, value in tensors.items() if name.startswith("adam.")})
+    moments = {name: value for name, value in tensors.items() if name.startswith("adam.")}
+    return Checkpoint(path, network, moments, json.loads(str(header.get("made_with", "{}"))))
 
 
 def resume_adam(checkpoint: Checkpoint, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:

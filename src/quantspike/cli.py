@@ -15,6 +15,9 @@ from quantspike.params import SEED_LIMIT, Params, Precision, check_precision, lo
 from quantspike.paths import Chain
 from quantspike.stopping import Stopped
 
+_LAUNCHED = "QUANTSPIKE_LAUNCHED"
+"""Set in processes that `launch` has started: a command that is not torchrun must not start them for ever."""
+
 
 def chain_stage(main: Callable[[Params, Chain], None], description: str | None, *, shared: bool = False) -> None:
     """Runs a stage that works on one chain, named on the command line by profile, model, k and seed.
@@ -62,16 +65,16 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
 def launch(command: str) -> None:
     """Starts this script again by a command such as `torchrun --nproc-per-node 4`, in place of this process.
 
-    `python` changes nothing, and neither does any command in a process that torchrun has started.
+    `python` changes nothing, and neither does any command in a process that it, or torchrun, has started.
 
     Raises:
         QuantspikeError: there is no such command.
     """
     words = shlex.split(command)
-    if words == ["python"] or "TORCHELASTIC_RUN_ID" in os.environ:
+    if words == ["python"] or "TORCHELASTIC_RUN_ID" in os.environ or _LAUNCHED in os.environ:
         return
     try:
-        os.execvp(words[0], [*words, *sys.argv])
+        os.execvpe(words[0], [*words, *sys.argv], os.environ | {_LAUNCHED: "1"})
     except OSError as error:
         raise QuantspikeError(
             f"launch in params.yaml is {command!r}, which cannot be started ({error}): "

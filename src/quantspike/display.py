@@ -17,11 +17,13 @@ _LOOK_SECONDS = 0.5
 class Display:
     """Shows loss, accuracy, images per second and the time left of a phase.
 
-    On a terminal that is a bar; elsewhere a line a minute. Each epoch is a line in both.
+    On a terminal that is a bar; elsewhere a line a minute. Each epoch is a line in both. Of several processes, the
+    first one shows it.
     """
 
     def __init__(self, training: Training) -> None:
         """Begins where the training stands."""
+        self._silent = training.group.rank != 0
         self._start = self._looked = self._line = time.perf_counter()
         self._done = self._first = _images_done(training)
         self._bar = tqdm(
@@ -30,12 +32,14 @@ class Display:
             unit=" images",
             smoothing=0.02,
             leave=False,
-            disable=None,
+            disable=True if self._silent else None,  # None: unless it is a terminal
         )
 
     def stepped(self, training: Training, images: int) -> None:
         """After each step, with its number of images."""
         self._done += images
+        if self._silent:
+            return
         now = time.perf_counter()
         self._bar.update(images)
         if now - self._looked >= _LOOK_SECONDS and not self._bar.disable:
@@ -51,6 +55,8 @@ class Display:
 
     def measured(self, training: Training, epoch: Epoch) -> None:
         """After each epoch."""
+        if self._silent:
+            return
         self._line = time.perf_counter()
         tqdm.write(f"{describe(epoch, training.settings.epochs)}{self._speed(training)}", file=sys.stdout)
         sys.stdout.flush()

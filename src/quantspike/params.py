@@ -204,13 +204,24 @@ class Profile(Section):
     convert: Convert
     simulate: Simulate
 
+    @property
+    def training_settings(self) -> dict[str, str | int | float | bool]:
+        """What a trained network depends on, under dotted names such as `train.epochs`."""
+        sections = {
+            "train": self.train.model_dump(exclude={"checkpoint_minutes"}),
+            "finetune": self.finetune.model_dump(),
+        }
+        settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+        return {"width": self.width, "data.crop": self.data.crop, **settings}
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_recipe(cls, content: Any) -> Any:
         """Adds what the recipe says of settings that are not named; what is malformed is left to the checks."""
-        if not isinstance(content, dict) or not isinstance(content.get("train"), dict):
+        if not isinstance(content, dict):
             return content
-        name = content["train"].get("recipe", "paper")
+        train = content.get("train")
+        name = train.get("recipe") if isinstance(train, dict) else None
         recipe = RECIPES.get(name, RECIPES["paper"]) if isinstance(name, str) else RECIPES["paper"]
         filled = {
             section: settings | content[section]

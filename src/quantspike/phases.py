@@ -49,6 +49,19 @@ def settings_of(params: Params, chain: Chain, phase: int, device: torch.device) 
     return phase_settings(profile, phase, chain.seed, autocast=autocast, compile=params.compile)
 
 
+def made_with(params: Params, chain: Chain, training: Training) -> dict[str, Any]:
+    """Settings and machine of a training, to be kept with its network."""
+    device = training.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    return {
+        "settings": _dependencies(params, chain, training.settings.phase),
+        "arithmetic": "bf16" if training.settings.autocast else "fp32",
+        "device": name,
+        "processes": training.group.size,
+        "torch": torch.__version__,
+    }
+
+
 def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs: Sequence[Path]) -> ResumeStore:
     """Where a phase keeps its states, under a hash of the params, code and data that it depends on.
 
@@ -62,17 +75,7 @@ def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs:
     Raises:
         QuantspikeError: an input is not there.
     """
-    profile = params.profiles[chain.profile]
-    settings: dict[str, Any] = {
-        "layers": params.models[chain.model].layers,
-        "k": chain.k,
-        "seed": chain.seed,
-        "crop": profile.data.crop,
-        "width": profile.width,
-        "train": profile.train.model_dump(exclude={"checkpoint_minutes"}),
-    }
-    if phase == FINETUNE:
-        settings["finetune"] = profile.finetune.model_dump()
+    settings = _dependencies(params, chain, phase) | {"layers": params.models[chain.model].layers, "k": chain.k}
     for path in inputs:
         if not path.is_file():
             raise QuantspikeError(f"{path} is not there: run the stage that writes it (dvc repro)")
@@ -154,9 +157,9 @@ class _Keeper:
                 tqdm.write(f"warning: {problem}; training goes on without it", file=sys.stderr)
             return
         name = signal.Signals(wanted).name
-        place = f"epoch {training.epoch}, step {training.step} of {training.steps}"
         state = f"{problem}; {self.kept}" if problem else f"the state is saved ({self._store.folder})"
-        raise Stopped(f"stopped by {name} in {place}: {state}; the same command goes on from there", wanted)
+        again = "goes on from there" if self._store.states() else "begins anew"
+        raise Stopped(f"stopped by {name} {_place(training)}: {state}; the same command {again}", wanted)
 
     def _save(self, training: Training) -> str | None:
         """Saves the state; says what went wrong."""
@@ -170,12 +173,27 @@ class _Keeper:
                 problem = str(error)
         self._saved_at = time.perf_counter()
         self._saving = self._saved_at - start
-        return problem
+        return training.group.from_first(problem)
+
+
+def _place(training: Training) -> str:
+    """Where a training stands."""
+    if training.finished:
+        return "after the last epoch"
+    return f"in epoch {training.epoch}, after step {training.step} of {training.steps}"
+
+
+def _dependencies(params: Params, chain: Chain, phase: int) -> dict[str, str | int | float | bool]:
+    """Settings that the network depends on after a phase."""
+    settings = params.profiles[chain.profile].training_settings
+    if phase == TRAIN:
+        settings = {name: value for name, value in settings.items() if not name.startswith("finetune.")}
+    return settings | {"seed": chain.seed}
 
 
 def _tell_where(training: Training, store: ResumeStore, resumed: bool) -> None:
     if resumed:
-        print(f"goes on in epoch {training.epoch}, after step {training.step} of {training.steps}", flush=True)
+        print(f"goes on {_place(training)}", flush=True)
     if others := store.others():
         print(
             f"note: {len(others)} states in {store.folder} belong to other params, code or data; they are not used, "

@@ -13,6 +13,7 @@ from importlib import resources
 from types import MappingProxyType
 
 from quantspike.params import Params, Precision, Profile
+from quantspike.recipes import RECIPES
 
 SOURCE = (
     'Zou et al., "Towards a Lossless Conversion for Spiking Neural Networks with Negative Spike Dynamics", '
@@ -111,19 +112,24 @@ def is_published_data(kind: str, classes: Collection[str], train_images: int, te
 
 def departures(profile: Profile) -> list[str]:
     """Settings of a profile that differ from the published protocol, each as `setting value (published value)`."""
-    train, finetune = profile.train, profile.finetune
+    train, finetune, recipe = profile.train, profile.finetune, RECIPES["paper"]
     settings = (
+        ("train.recipe", train.recipe, "paper"),
         ("train.epochs", train.epochs, 100),
         ("train.learning_rate", train.learning_rate, 1e-3),
         ("train.batch_size", train.batch_size, 200),
         ("train.validation", train.validation, 0),
-        ("train.flip", train.flip, True),
+        *((f"train.{name}", getattr(train, name), value) for name, value in recipe["train"].items()),
+        ("train.activation_penalty", train.activation_penalty, 0.0),
         ("finetune.epochs", finetune.epochs, 100),
         ("finetune.learning_rate", finetune.learning_rate, 1e-4),
+        *((f"finetune.{name}", getattr(finetune, name), value) for name, value in recipe["finetune"].items()),
         ("simulate.steps", profile.simulate.steps, 100),
     )
     return [f"{name} {_shown(ours)} ({_shown(theirs)})" for name, ours, theirs in settings if ours != theirs]
 
 
-def _shown(value: float | bool) -> str:
+def _shown(value: float | bool | str) -> str:
+    if isinstance(value, str):
+        return value
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"

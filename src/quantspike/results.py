@@ -64,8 +64,18 @@ class DataSet(_Content):
         return is_published_data(self.kind, self.classes, self.train_images, self.test_images)
 
 
+class MadeWith(_Content):
+    """What a network was trained with: settings under dotted names such as `train.epochs`, and the machine."""
+
+    settings: dict[str, str | int | float | bool]
+    arithmetic: Literal["fp32", "bf16"]
+    device: str
+    processes: Annotated[int, Field(ge=1)]
+    torch: str
+
+
 class Ann(_Content):
-    """The network before conversion: test images, accuracy, and its size and operations per image."""
+    """The network before conversion: test images, accuracy, size and operations per image, and its training."""
 
     images: Annotated[int, Field(ge=1)]
     accuracy: Share
@@ -73,6 +83,7 @@ class Ann(_Content):
     neurons: Annotated[int, Field(ge=1)]
     weights: Count
     data: DataSet
+    made_with: MadeWith
 
 
 class Conversion(_Content):
@@ -192,11 +203,10 @@ def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
 def outdated(result: ChainResult) -> list[str]:
     """Settings in params.yaml that are not those a result was made with, as far as its files tell; normally none."""
     settings = result.settings
-    pairs: dict[str, tuple[float, float]] = {}
-    for phase, wanted in (("train", settings.train), ("finetune", settings.finetune)):
-        epochs = result.training[result.training["phase"] == phase]
-        pairs[f"{phase}.epochs"] = (wanted.epochs, len(epochs))
-        pairs[f"{phase}.learning_rate"] = (wanted.learning_rate, float(epochs["learning_rate"].iloc[-1]))
+    made_with = result.ann.made_with.settings
+    pairs: dict[str, tuple[object, object]] = {
+        name: (value, made_with.get(name)) for name, value in settings.training_settings.items()
+    }
     if result.conversion and result.snn and result.certificate:
         pairs["simulate.settle_limit"] = (settings.simulate.settle_limit, result.certificate.settle_limit)
         pairs["convert.weight_bits"] = (settings.convert.weight_bits, result.conversion.weight_bits)

@@ -27,6 +27,8 @@ VERSION = 1
 
 _KEPT = 2
 _DIGITS = 16
+_TEMPORARY = re.compile(r"\.(.*\.safetensors|tmp.*)")
+"""What a state is written to before it is whole: by quantspike, and by safetensors before that."""
 
 
 def fingerprint(settings: Mapping[str, Any], files: Sequence[Path]) -> str:
@@ -53,7 +55,7 @@ class ResumeStore:
     fingerprint: str
 
     def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any], epoch: int, step: int) -> Path:
-        """Writes a state, then deletes all but the newest two.
+        """Writes a state, then deletes all but this one and the one before it.
 
         Args:
             tensors: by name, on any device.
@@ -68,8 +70,10 @@ class ResumeStore:
         content = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         header: Header = {"progress": json.dumps(progress), "sha256": _digest(content, progress)}
         save_tensors(path, FORMAT, VERSION, header, content)
-        for old in self.states()[:-_KEPT]:
-            old.unlink(missing_ok=True)
+        # Later ones are damaged, or training would have gone on from them; kept, they would crowd out whole ones.
+        kept = [state for state in self.states() if state <= path][-_KEPT:]
+        for other in set(self.states()).difference(kept):
+            other.unlink(missing_ok=True)
         return path
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -113,9 +117,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         QuantspikeError: another process holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise QuantspikeError(
@@ -126,7 +130,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise QuantspikeError(f"{folder / 'lock'} cannot be locked: {error}") from error
     try:
         for path in folder.iterdir():
-            if re.fullmatch(r"\..*\.safetensors", path.name):
+            if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         yield
     finally:

@@ -54,6 +54,7 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        os.write(end, b".")  # closing it would tell nothing while a child process has it open too
         os.close(end)
         if watcher is not None:
             watcher.join()
@@ -63,7 +64,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def _tell_of_its_end(process: int, ended: int) -> None:
-    """Sends this process SIGTERM when another ends, unless the pipe `ended` is closed before."""
+    """Sends this process SIGTERM when another ends, unless the pipe `ended` has something to read before."""
     ready, _, _ = select.select([process, ended], [], [])
     if process in ready:
         os.kill(os.getpid(), signal.SIGTERM)

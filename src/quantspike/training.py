@@ -185,6 +185,7 @@ class Training:
 
     Attributes:
         network: the weights that are trained.
+        objective: the network with its loss, shared between the processes and compiled where that is wanted.
         optimizer: Adam over them.
         settings: what the phase does.
         records: the epochs that are complete.
@@ -217,7 +218,7 @@ class Training:
         self._training, self._test, self._validation = training, test, validation
         self.device = training.labels.device
         self.network = _synchronized(network, group, self.device)
-        self._objective = _parallel(Objective(self.network, settings), group, self.device)
+        self.objective = _parallel(Objective(self.network, settings), group, self.device)
         average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True) if settings.averaging else None
         # A batch must leave each process two images or more: one alone has no variance to be normalized by.
@@ -278,16 +279,17 @@ class Training:
         return self.records
 
     def check_finite(self) -> None:
-        """Makes sure that nothing has gone astray so far.
+        """Makes sure that nothing has gone astray so far, in any process; all of them must call it.
 
         Raises:
             NotFiniteError: a loss or a weight is not finite.
         """
-        astray = (~torch.isfinite(self._losses)).nonzero()
+        losses = self.group.sum(self._losses)
+        astray = (~torch.isfinite(losses)).nonzero()
         if len(astray):
             step = int(astray[0])
             raise NotFiniteError(
-                f"the loss became {float(self._losses[step])} in epoch {self.epoch}, step {step + 1}: {self._advice()}"
+                f"the loss became {float(losses[step])} in epoch {self.epoch}, step {step + 1}: {self._advice()}"
             )
         for name, value in self.network.state_dict().items():
             if not torch.isfinite(value).all():
@@ -297,12 +299,11 @@ class Training:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a later process needs to go on: tensors, and the rest as JSON has it. All processes must call it."""
-        self._share_sums()
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= adam_tensors(self.network, self.optimizer)
         if self._average is not None:
             tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
-        tensors |= {"losses": self._losses, "correct": self._correct}
+        tensors |= {"losses": self.group.sum(self._losses), "correct": self.group.sum(self._correct)}
         progress = {"records": [asdict(epoch) for epoch in self.records], "step": self.step, "seconds": self.seconds}
         return tensors, progress
 
@@ -312,11 +313,10 @@ class Training:
         restore_adam(self.network, self.optimizer, tensors)
         if self._average is not None:
             self._average.load_state_dict(_under("average.", tensors))
-        self._losses.copy_(tensors["losses"])
-        self._correct.copy_(tensors["correct"])
-        if self.group.rank != 0:
-            self._losses.zero_()
-            self._correct.zero_()
+        # Each process takes an equal part of the sums, so that any of them can still estimate the whole.
+        self._losses.copy_(tensors["losses"] / self.group.size)
+        share = self.group.share(int(tensors["correct"]))
+        self._correct.fill_(share.stop - share.start)
         self.records = [Epoch(**record) for record in progress["records"]]
         self.step, self.seconds = progress["step"], progress["seconds"]
         self._set_rate()
@@ -345,7 +345,7 @@ class Training:
             train_accuracy=correct.item() / self.seen,
             validation_accuracy=validation,
             test_accuracy=test,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self._rate(self.steps - 1),
             seconds=time.perf_counter() - start,
         )
         self.records.append(record)
@@ -360,7 +360,7 @@ class Training:
         images = self._training.images[chosen[share]]
         batch = channels_last(augmentation.augment(images, draws.part(share), self.settings.augmentation))
         self._set_rate()
-        loss, correct = self._objective(batch, self._training.labels[chosen[share]])
+        loss, correct = self.objective(batch, self._training.labels[chosen[share]])
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over the processes, of which each has the sum over its own images.
         (loss * (self.group.size / len(chosen))).backward()
@@ -377,11 +377,14 @@ class Training:
         order = torch.randperm(count, generator=generator, device=self.device)
         return order, augmentation.draw(count, size, self.settings.augmentation, generator)
 
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step of the epoch at work, counted from 0."""
+        done = (len(self.records) * self.steps + step) / (self.settings.epochs * self.steps)
+        return self.settings.learning_rate * rate_factor(self.settings.schedule, self.settings.warmup, done)
+
     def _set_rate(self) -> None:
-        done = (len(self.records) * self.steps + self.step) / (self.settings.epochs * self.steps)
-        factor = rate_factor(self.settings.schedule, self.settings.warmup, done)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.settings.learning_rate * factor
+            parameters["lr"] = self._rate(self.step)
 
     def _measure(self, split: Split | None, observer: Observer) -> float | None:
         """Accuracy of the weights that would count now, over images shared between the processes."""
@@ -395,9 +398,11 @@ class Training:
             if self.group.size == 1:
                 observer.stepped(self, 0)
 
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
-            scores = predict(network, own.images, self.settings.augmentation.crop, between)
-        correct = (scores.argmax(1) == own.labels).sum()
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        if len(own):  # there may be fewer images than processes
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
+                scores = predict(network, own.images, self.settings.augmentation.crop, between)
+            correct += (scores.argmax(1) == own.labels).sum()
         return self.group.sum(correct).item() / len(split)
 
     def _synchronize_averages(self) -> None:
@@ -406,15 +411,8 @@ class Training:
             for buffer in module.buffers() if module is not None else ():
                 self.group.broadcast(buffer)
 
-    def _share_sums(self) -> None:
-        """Brings all processes' sums to the first one."""
-        for sums in (self._losses, self._correct):
-            sums.copy_(self.group.sum(sums))
-            if self.group.rank != 0:
-                sums.zero_()
-
     def _check_losses(self) -> None:
-        if not math.isfinite(float(self._losses.sum())):
+        if self.group.maximum(not math.isfinite(float(self._losses.sum()))):
             self.check_finite()
 
     def _advice(self) -> str:
