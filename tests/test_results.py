@@ -24,7 +24,6 @@ from quantspike.tables import (
     write_table,
 )
 
-
 PAPER = {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200}
 
 

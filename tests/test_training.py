@@ -611,7 +611,7 @@ def test_the_penalty_is_the_spikes_per_neuron_that_the_activations_stand_for(k: 
     module = Objective(network, replace(SETTINGS, activation_penalty=0.1))
     loss, _ = module(torch.ones(3, 1, 1, 1).double(), torch.tensor([0, 1, 1]))
     # Three equal images, two equal scores, two neurons.
-    assert float(loss) == pytest.approx(3 * (math.log(2) + 0.1 * spikes / 2), rel=1e-6)
+    assert loss.item() == pytest.approx(3 * (math.log(2) + 0.1 * spikes / 2), rel=1e-6)
 
 
 @pytest.mark.parametrize("k", ["fp32", 2])
@@ -622,12 +622,12 @@ def test_the_penalty_counts_what_leaves_every_block(k: Precision) -> None:
     values = images
     for block in network.blocks:
         values = block(values)
-        total += float(values.double().sum())
+        total += values.double().sum().item()
     plain = functional.cross_entropy(network.classify(values), labels, reduction="sum")
     per_unit = 1 if k == "fp32" else 4
     # 4 channels of 4 x 4, 4 and 6 of 2 x 2, 5 of one.
     expected = float(plain.detach()) + 0.25 * per_unit * total / (64 + 16 + 24 + 5)
-    assert float(Objective(network, module.settings)(images, labels)[0]) == pytest.approx(expected, rel=1e-6)
+    assert Objective(network, module.settings)(images, labels)[0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_a_penalty_activations_cost_nothing() -> None:

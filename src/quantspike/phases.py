@@ -28,6 +28,7 @@ CODE = (
     "architecture.py",
     "augmentation.py",
     "checkpoints.py",
+    "distributed.py",
     "measuring.py",
     "networks.py",
     "quantization.py",

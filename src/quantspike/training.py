@@ -314,11 +314,13 @@ class Training:
         if self._average is not None:
             self._average.load_state_dict(_under("average.", tensors))
         # Each process takes an equal part of the sums, so that any of them can still estimate the whole.
-        self._losses.copy_(tensors["losses"] / self.group.size)
+        # Their number decides whether a small last batch is left out, so there may be a step more or less.
+        common = min(self.steps, len(tensors["losses"]))
+        self._losses[:common] = tensors["losses"][:common].to(self.device) / self.group.size
         share = self.group.share(int(tensors["correct"]))
         self._correct.fill_(share.stop - share.start)
         self.records = [Epoch(**record) for record in progress["records"]]
-        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.step, self.seconds = min(progress["step"], self.steps), progress["seconds"]
         self._set_rate()
 
     def _one_epoch(self, observer: Observer) -> None:
@@ -416,8 +418,7 @@ class Training:
             self.check_finite()
 
     def _advice(self) -> str:
-        rate = self.optimizer.param_groups[0]["lr"]
-        return f"the learning rate {rate:g} may be too high; try a tenth of it or a larger batch"
+        return f"the learning rate {self.settings.learning_rate:g} may be too high; try a tenth of it or a larger batch"
 
 
 def _synchronized(network: QuantizedCNN, group: Group, device: torch.device) -> QuantizedCNN:
