@@ -14,6 +14,8 @@ from quantspike.evaluation import evaluate, save_scores
 from quantspike.files import write_json
 from quantspike.params import Params
 from quantspike.paths import Chain
+from quantspike.phases import discard_states
+from quantspike.training import FINETUNE
 
 
 def main(params: Params, chain: Chain) -> None:
@@ -24,6 +26,7 @@ def main(params: Params, chain: Chain) -> None:
     scores, report = evaluate(checkpoint.network.to(device), dataset)
     save_scores(chain.data / "evaluate.safetensors", scores)
     write_json(chain.metrics / "ann.json", report | {"made_with": checkpoint.made_with})
+    discard_states(chain, FINETUNE, checkpoint)
     print(
         f"{chain.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly"
     )

@@ -20,8 +20,8 @@ from quantspike.distributed import Group
 from quantspike.measuring import hold_out, splits
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import made_with, resume_store, run_phase, settings_of, sole_training
-from quantspike.training import FINETUNE, Training
+from quantspike.phases import discard_states, made_with, resume_store, run_phase, settings_of, sole_training
+from quantspike.training import FINETUNE, TRAIN, Training
 
 
 def main(params: Params, chain: Chain) -> None:
@@ -44,9 +44,11 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     store = resume_store(params, chain, FINETUNE, Path(__file__), [chain.dataset, trained])
     epochs = run_phase(training, store, profile.checkpoint_minutes)
     if group.rank == 0:
-        save_checkpoint(chain.data / "finetune.safetensors", network, made_with=made_with(params, chain, training))
+        save_checkpoint(
+            chain.data / "finetune.safetensors", network, made_with=made_with(params, chain, training, store)
+        )
         write_epochs(chain.metrics / "finetune.csv", epochs)
-        store.discard()
+        discard_states(chain, TRAIN, checkpoint)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,8 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset])
     epochs = run_phase(training, store, profile.checkpoint_minutes)
     if group.rank == 0:
-        save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training))
+        save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training, store))
         write_epochs(chain.metrics / "train.csv", epochs)
-        store.discard()
 
 
 if __name__ == "__main__":

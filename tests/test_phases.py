@@ -85,6 +85,13 @@ def states(folder: Path, phase: str = "train") -> list[Path]:
     return sorted((folder / RESUME).glob(f"{phase}-*.safetensors"))
 
 
+def left(folder: Path) -> list[str]:
+    """What lies beside the states, and whether the newest of these is that of a training which is over."""
+    *_, newest = states(folder)
+    others = sorted(path.name for path in (folder / RESUME).iterdir() if path not in states(folder))
+    return [*others, "the last state" if newest.stem.endswith(f"-{EPOCHS + 1:06d}-00000000") else newest.name]
+
+
 def here(folder: Path, stage: str = "train") -> None:
     """Runs a stage in this process."""
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +135,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     stage = run_stage(folder, "train")
     assert (stage.status, stage.errors) == (0, "")
     assert "goes on" not in stage.output
-    assert sorted(path.name for path in (folder / RESUME).iterdir()) == ["lock"]
+    assert left(folder) == ["lock", "the last state"]
     return Reference(folder, results(folder), time.perf_counter() - began)
 
 
@@ -142,6 +149,23 @@ def project(reference: Reference, tmp_path: Path) -> Path:
 
 
 # Killed
+
+
+def test_a_network_that_was_lost_before_a_later_stage_has_read_it_comes_back_without_training(
+    reference: Reference, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here(project)
+    for path in (project / "data/tiny/small-1-0/train.safetensors", project / "metrics/tiny/small-1-0/train.csv"):
+        path.unlink()  # as dvc does before it runs a stage that it has not noted
+    capsys.readouterr()
+    here(project)
+    assert capsys.readouterr().out.startswith("goes on after the last epoch")
+    assert results(project) == reference.results
+    here(project, "finetune")
+    assert states(project, "train") == []
+    assert len(states(project, "finetune")) == 2
+    here(project, "evaluate")
+    assert states(project, "finetune") == []
 
 
 def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(
@@ -160,7 +184,7 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(
         assert (status, stage.errors) in ((0, ""), (-9, ""))
         if status == 0:
             assert results(project) == reference.results
-            assert sorted(path.name for path in (project / RESUME).iterdir()) == ["lock"]
+            assert left(project) == ["lock", "the last state"]
             if kills == KILLS:
                 break
         else:
@@ -243,7 +267,8 @@ def test_fine_tuning_goes_on_too(reference: Reference, project: Path) -> None:
     (project / trained).hardlink_to(reference.folder / trained)
     here(project, "finetune")
     undisturbed = results(project, "finetune")
-    (project / "data/tiny/small-1-0/finetune.safetensors").unlink()
+    for path in (project / "data/tiny/small-1-0/finetune.safetensors", *states(project, "finetune")):
+        path.unlink()
     stopped(project, 2, "finetune")
     assert states(project) == []
     assert len(states(project, "finetune")) > 0

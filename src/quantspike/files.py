@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from quantspike.errors import QuantspikeError
+
+_LEFTOVER = re.compile(r"\.(.*\.safetensors|tmp.*)")
+"""What a file of tensors is written to before it is whole: by `atomic_path`, and by safetensors before that."""
 
 
 @contextmanager
@@ -42,6 +46,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Deletes the temporary files that killed processes left in a folder, if there is one.
+
+    Nothing else may be writing there.
+    """
+    for path in folder.glob(".*"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

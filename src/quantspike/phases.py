@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from quantspike.checkpoints import Checkpoint
 from quantspike.devices import multiplies_bf16
 from quantspike.display import Display
 from quantspike.distributed import Group, processes
 from quantspike.errors import QuantspikeError
+from quantspike.files import clear_leftovers
 from quantspike.params import Params
 from quantspike.paths import Chain
 from quantspike.resume import ResumeStore, fingerprint, sole_writer
@@ -50,8 +52,8 @@ def settings_of(params: Params, chain: Chain, phase: int, device: torch.device) 
     return phase_settings(profile, phase, chain.seed, autocast=autocast, compile=params.compile)
 
 
-def made_with(params: Params, chain: Chain, training: Training) -> dict[str, Any]:
-    """Settings and machine of a training, to be kept with its network."""
+def made_with(params: Params, chain: Chain, training: Training, store: ResumeStore) -> dict[str, Any]:
+    """Settings and machine of a training, to be kept with its network, and the hash that its states bear."""
     device = training.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
     return {
@@ -60,6 +62,7 @@ def made_with(params: Params, chain: Chain, training: Training) -> dict[str, Any
         "device": name,
         "processes": training.group.size,
         "torch": torch.__version__,
+        "fingerprint": store.fingerprint,
     }
 
 
@@ -84,6 +87,16 @@ def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs:
     return ResumeStore(chain.resume, _NAMES[phase], fingerprint(settings, [*code, *inputs]))
 
 
+def discard_states(chain: Chain, phase: int, checkpoint: Checkpoint) -> None:
+    """Deletes the states that led to a network.
+
+    That is for a later stage to do: until one runs, `dvc` may die before it has noted the network, and would then
+    delete it and have it trained again, which the last state makes a matter of seconds.
+    """
+    if found := checkpoint.made_with.get("fingerprint"):
+        ResumeStore(chain.resume, _NAMES[phase], str(found)).discard()
+
+
 @contextmanager
 def sole_training(chain: Chain) -> Iterator[Group]:
     """Joins the processes that torchrun started, if it did, and makes sure that no others train the chain.
@@ -92,6 +105,8 @@ def sole_training(chain: Chain) -> Iterator[Group]:
         QuantspikeError: others do.
     """
     with processes() as group, sole_writer(chain.resume) if group.rank == 0 else nullcontext():
+        if group.rank == 0:
+            clear_leftovers(chain.data)
         yield group
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from quantspike.errors import QuantspikeError
+from quantspike.files import clear_leftovers
 from quantspike.tensors import Header, load_tensors, save_tensors
 
 FORMAT = "quantspike-resume"
@@ -27,8 +27,6 @@ VERSION = 1
 
 _KEPT = 2
 _DIGITS = 16
-_TEMPORARY = re.compile(r"\.(.*\.safetensors|tmp.*)")
-"""What a state is written to before it is whole: by quantspike, and by safetensors before that."""
 
 
 def fingerprint(settings: Mapping[str, Any], files: Sequence[Path]) -> str:
@@ -91,7 +89,7 @@ class ResumeStore:
         return None
 
     def discard(self) -> None:
-        """Deletes the states, after the training's results have been written."""
+        """Deletes the states."""
         for path in self.states():
             path.unlink(missing_ok=True)
 
@@ -129,9 +127,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise QuantspikeError(f"{folder / 'lock'} cannot be locked: {error}") from error
     try:
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        clear_leftovers(folder)
         yield
     finally:
         lock.release()
