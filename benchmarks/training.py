@@ -86,6 +86,8 @@ def measure(dataset: Dataset, device: torch.device, options: argparse.Namespace)
     for _ in range(options.rounds):
         times, parts = ours.round()
         rounds.append({"ours": times, "plain": plain.round(), **parts})
+    ratios = [entry["plain"] / entry["ours"] for entry in rounds]
+    overheads = [entry["overhead"] / entry["ours"] for entry in rounds]
     images = options.steps * options.batch
     multiplied = 3 * (macs(ours.network.architecture) + encoding_macs(ours.network))
     speed = images / statistics.median(entry["ours"] for entry in rounds)
@@ -97,8 +99,10 @@ def measure(dataset: Dataset, device: torch.device, options: argparse.Namespace)
             "quantspike": speed,
             "plain_loop": images / statistics.median(entry["plain"] for entry in rounds),
         },
-        "ratios": {"plain_loop": spread([entry["plain"] / entry["ours"] for entry in rounds])},
-        "overhead_share": spread([entry["overhead"] / entry["ours"] for entry in rounds]),
+        "ratios": {"plain_loop": statistics.median(ratios)},
+        "ratio_ranges": {"plain_loop": [min(ratios), max(ratios)]},
+        "overhead_share": statistics.median(overheads),
+        "overhead_range": [min(overheads), max(overheads)],
         # Forward pass once, backward pass twice; a multiply-accumulate is two operations.
         "operations_per_second": 2 * multiplied * speed,
     }
@@ -263,11 +267,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, roun
         _wait(device)
         fastest = min(fastest, (time.perf_counter() - start) / (20 if device.type == "cuda" else 1))
     return 2 * size**3 / fastest
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conftest import with_averages
+from conftest import labelled, with_averages
 from quantspike.architecture import Architecture
 from quantspike.conversion import convert
-from quantspike.data import Dataset, save_dataset
+from quantspike.data import Dataset, build_dataset, save_dataset
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork, save_integer_network
 from quantspike.networks import Block, QuantizedCNN, new_network
@@ -162,3 +162,44 @@ def test_the_memory_is_measured_for_every_setting(files: list[str]) -> None:
     assert [(row["batch_size"], row["steps"]) for row in rows] == [(5, 3), (5, 6)]
     # Python and torch alone take more than 0.1 GB: a wrong unit would show.
     assert all(0.1 < row["peak_gigabytes_before"] <= row["peak_gigabytes"] < 8 for row in rows)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """60 training images of CIFAR-10's size and shape."""
+    dataset = build_dataset(
+        labelled(60, 1, channels=3, size=32),
+        labelled(4, 2, channels=3, size=32),
+        ("a", "b", "c"),
+        kind="images",
+        name="rows",
+    )
+    path = tmp_path / "images.safetensors"
+    save_dataset(dataset, path)
+    return path
+
+
+def test_training_is_timed_against_the_plain_way(images: Path, tmp_path: Path) -> None:
+    found = tmp_path / "training.json"
+    small = ["--layers", "4C3-P2-5", "--steps", "2", "--batch", "8", "--rounds", "2"]
+    run("training.py", "--data", str(images), "--json", str(found), *small)
+    result = json.loads(found.read_text())
+    assert result["n"] == {"rounds": 2, "images_per_round": 16, "batch": 8}
+    low, high = result["ratio_ranges"]["plain_loop"]
+    assert 0 < low <= result["ratios"]["plain_loop"] <= high
+    assert 0 < result["overhead_share"] < 1
+    assert 0 < result["share_of_matrix_rate"] < 1
+
+
+def test_the_ablation_trains_every_variant_once_and_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:
+    found = tmp_path / "ablation.json"
+    small = ["--layers", "4C3-P2-5", "--width", "1", "--images", "20", "--held-out", "10", "--epochs", "1"]
+    arguments = ["--data", str(images), "--json", str(found), "--seeds", "1", *small]
+    table = run("ablation.py", *arguments)
+    runs = json.loads(found.read_text())
+    assert [entry["variant"] for entry in runs[:2]] == ["paper", "strong"]
+    assert all(0 <= entry["accuracy"] <= 1 and entry["spikes_per_neuron"] >= 0 for entry in runs)
+    found.write_text(json.dumps(runs[:-1]))
+    again = run("ablation.py", *arguments)
+    assert "'strong'," not in again
+    assert again.splitlines()[-len(runs) - 2 :] == table.splitlines()[-len(runs) - 2 :]
