@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "strong, no warm-up": {**STRONG, "warmup": 0.0},
     "strong, no weight decay": {**STRONG, "weight_decay": 0.0},
     "strong, no label smoothing": {**STRONG, "label_smoothing": 0.0},
-    "strong, no averaging": {**STRONG, "averaging": 0.0},
+    "strong, averaging 0.99": {**STRONG, "averaging": 0.99},
     "strong, no cutout": {**STRONG, "cutout": 0},
     "strong, no reflected borders": {**STRONG, "padding": 0},
     "strong, with changes of light": {**STRONG, "brightness": PAPER["brightness"], "contrast": PAPER["contrast"]},

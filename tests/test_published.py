@@ -102,7 +102,6 @@ def test_the_recipe_is_named_with_everything_it_changes() -> None:
         "train.warmup 0.2 (0)",
         "train.weight_decay 0.05 (0)",
         "train.label_smoothing 0.1 (0)",
-        "train.averaging 0.99 (0)",
         "finetune.schedule cosine (constant)",
     ]
 

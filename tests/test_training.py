@@ -874,11 +874,12 @@ def test_a_compiled_training_gives_the_same_curve(split: Split, test: Split) -> 
 
 
 def test_each_phase_takes_its_own_epochs_rate_and_schedule_and_the_first_one_the_warmup() -> None:
-    train = {"recipe": "strong", "epochs": 7, "learning_rate": 2e-3, "batch_size": 64, "activation_penalty": 0.5}
+    train = {"recipe": "strong", "epochs": 7, "learning_rate": 2e-3, "batch_size": 64, "averaging": 0.9}
+    train |= {"activation_penalty": 0.5}
     finetune = {"epochs": 3, "learning_rate": 1e-5, "schedule": "linear"}
     data = {"source": "cifar10", "crop": 32}
     profile = make_params(train=train, finetune=finetune, data=data).profiles["paper"]
-    both = {"seed": 11, "batch_size": 64, "weight_decay": 0.05, "label_smoothing": 0.1, "averaging": 0.99}
+    both = {"seed": 11, "batch_size": 64, "weight_decay": 0.05, "label_smoothing": 0.1, "averaging": 0.9}
     both |= {"activation_penalty": 0.5, "autocast": True, "compile": False}
     varied = Augmentation(32, flip=True, padding=4, brightness=0.0, contrast=0.0, cutout=8)
     first_phase = {"epochs": 7, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 0.2}

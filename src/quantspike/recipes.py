@@ -2,8 +2,8 @@
 
 `paper` is the published protocol to the letter (Zou et al., 2023). `strong` is what is known to work today for
 such networks: a rate that rises and falls, decoupled weight decay (Loshchilov and Hutter, 2019), label smoothing
-(Szegedy et al., 2016), averaged weights (Polyak and Juditsky, 1992), cutout (DeVries and Taylor, 2017), and images
-reflected at their borders in place of changes of light. What each of them brings is measured in docs/training.md.
+(Szegedy et al., 2016), cutout (DeVries and Taylor, 2017), and images reflected at their borders in place of changes
+of light. What each of them brings is measured in docs/training.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "warmup": 0.2,
             "weight_decay": 0.05,
             "label_smoothing": 0.1,
-            "averaging": 0.99,
+            "averaging": 0.0,
         },
         "finetune": {"schedule": "cosine"},
     },
