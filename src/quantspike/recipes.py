@@ -1,9 +1,9 @@
 """What each training recipe means: the settings that params.yaml leaves out are filled in from here.
 
 `paper` is the published protocol to the letter (Zou et al., 2023). `strong` collects modern choices, as yet unproven
-for long trainings of such networks: a rate that rises and falls, decoupled weight decay (Loshchilov and Hutter, 2019), label smoothing
-(Szegedy et al., 2016), cutout (DeVries and Taylor, 2017), and images reflected at their borders in place of changes
-of light. What each of them brings is measured in docs/training.md.
+for long trainings of such networks: a rate that rises and falls, decoupled weight decay (Loshchilov and Hutter, 2019),
+label smoothing (Szegedy et al., 2016), cutout (DeVries and Taylor, 2017), and images reflected at their borders in
+place of changes of light. What each of them brings is measured in docs/training.md.
 """
 
 from __future__ import annotations
