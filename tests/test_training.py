@@ -663,11 +663,17 @@ def test_averages_are_those_of_a_plain_loop(decay: float, split: Split, test: Sp
     averages: dict[str, Tensor] = {}
     accuracies: list[float] = []
     averaged = new_network(ARCHITECTURE, "fp32", 0)
+    steps = 0
 
     def stepped(training: Training, images: int) -> None:
+        nonlocal steps
+        now = min(
+            decay, steps / (steps + 10)
+        )  # 0, 1/11, 2/12 ... up to the decay: what averages start with is forgotten
+        steps += images > 0
         for name, value in training.network.state_dict().items() if images else ():
             if name in averages and value.is_floating_point():
-                averages[name] = decay * averages[name] + (1 - decay) * value.double()
+                averages[name] = now * averages[name] + (1 - now) * value.double()
             elif name not in averages:
                 averages[name] = value.double()  # the first step is where averages start
 
@@ -684,6 +690,21 @@ def test_averages_are_those_of_a_plain_loop(decay: float, split: Split, test: Sp
     means = [name for name in averages if name.endswith("running_mean")]
     assert len(means) == 4
     assert all(averages[name].abs().max() > 0 for name in means)
+
+
+def test_the_average_soon_forgets_the_variances_that_batch_normalization_begins_with(split: Split, test: Split) -> None:
+    # They begin at 1 and become about a hundredth of it: with 0.98 from the first step on, 0.98^100 = 13 % of the 1
+    # would be left after 100 steps, ten times what there is to average.
+    training = start(new_network(ARCHITECTURE, "fp32", 5), replace(SETTINGS, epochs=20, averaging=0.98), split, test)
+    raw: dict[str, Tensor] = {}
+
+    def measured(training: Training, epoch: Epoch) -> None:
+        raw.update({name: value.clone() for name, value in training.network.state_dict().items()})
+
+    training.run(Watching(measured=measured))
+    for name, value in training.network.state_dict().items():
+        if name.endswith("running_var"):
+            assert float((value / raw[name]).median()) < 2
 
 
 def test_averaging_leaves_the_steps_themselves_alone(split: Split, test: Split) -> None:

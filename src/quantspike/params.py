@@ -131,8 +131,8 @@ class Train(Section):
             known as a one-cycle schedule.
         weight_decay: decoupled from the gradient, times the rate; on weights, not on batch normalization.
         label_smoothing: share of the label that is spread over all classes.
-        averaging: decay per step of a running average of the weights, which is what counts at the end of a phase;
-            0 for none.
+        averaging: decay per step of a running average of weights and batch-norm averages, reached over the first
+            steps; the average is what counts at the end of a phase. 0 for none.
         activation_penalty: added to the loss for each spike per neuron that the activations stand for.
         autocast: `bf16` or `off`; `auto` takes bf16 where the hardware multiplies it.
         checkpoint_minutes: longest time between two states from which a killed training goes on.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -219,7 +219,7 @@ class Training:
         self.device = training.labels.device
         self.network = _synchronized(network, group, self.device)
         self.objective = _parallel(Objective(self.network, settings), group, self.device)
-        average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
+        average = _young_average(settings.averaging)
         self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True) if settings.averaging else None
         # A batch must leave each process two images or more: one alone has no variance to be normalized by.
         whole, rest = divmod(len(training), settings.batch_size)
@@ -419,6 +419,20 @@ class Training:
 
     def _advice(self) -> str:
         return f"the learning rate {self.settings.learning_rate:g} may be too high; try a tenth of it or a larger batch"
+
+
+def _young_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """A running average whose decay grows to `decay`, so that what it began with is soon forgotten.
+
+    Batch normalization's variances begin at 1, a hundred times what they become: with the full decay from the start
+    they would outweigh all later ones for hundreds of steps.
+    """
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        now = min(decay, int(count) / (int(count) + 10))
+        get_ema_multi_avg_fn(now)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update
 
 
 def _synchronized(network: QuantizedCNN, group: Group, device: torch.device) -> QuantizedCNN:
