@@ -152,9 +152,9 @@ def _project(folder: Path, options: argparse.Namespace) -> Chain:
     folder.mkdir()
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     profile = params["profiles"]["demo"]
-    profile["train"] |= {"epochs": options.epochs, "checkpoint_minutes": options.checkpoint_seconds / 60}
+    profile["train"]["epochs"] = options.epochs
     profile["finetune"]["epochs"] = options.epochs
-    params |= {"device": options.device, "launch": "python"}
+    params |= {"device": options.device, "launch": "python", "checkpoint_minutes": options.checkpoint_seconds / 60}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     subprocess.run([sys.executable, str(ROOT / "stages" / "download.py"), "--profile", "demo"], cwd=folder, check=True)
     return Chain("demo", options.model, options.k, 0, folder)

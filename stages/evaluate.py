@@ -14,7 +14,7 @@ from quantspike.evaluation import evaluate, save_scores
 from quantspike.files import write_json
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import discard_states
+from quantspike.phases import discard_states, shown
 from quantspike.training import FINETUNE
 
 
@@ -25,7 +25,7 @@ def main(params: Params, chain: Chain) -> None:
     checkpoint = load_checkpoint(chain.data / "finetune.safetensors", architecture, chain.k)
     scores, report = evaluate(checkpoint.network.to(device), dataset)
     save_scores(chain.data / "evaluate.safetensors", scores)
-    write_json(chain.metrics / "ann.json", report | {"made_with": checkpoint.made_with})
+    write_json(chain.metrics / "ann.json", report | {"made_with": shown(checkpoint.made_with)})
     discard_states(chain, FINETUNE, checkpoint)
     print(
         f"{chain.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly"

@@ -41,7 +41,7 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     images, validation = hold_out(images, profile.validation, chain.seed)
     training = Training(network, optimizer, settings, images, test, validation, group)
     store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset])
-    epochs = run_phase(training, store, profile.checkpoint_minutes)
+    epochs = run_phase(training, store, params.checkpoint_minutes)
     if group.rank == 0:
         save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training, store))
         write_epochs(chain.metrics / "train.csv", epochs)

@@ -111,7 +111,7 @@ def test_a_line_tells_loss_and_accuracy_of_the_epoch_so_far(
     shown = Display(training)
     training.step = 2  # 20 images
     training._losses[:2] = torch.tensor([4.0, 5.0])
-    training._correct.fill_(3)
+    training._correct[:2] = torch.tensor([1, 2])
     clock.now += 61.0
     shown.stepped(training, 20)
     assert capsys.readouterr().out == "epoch 1/3, step 2/4  loss 0.4500  train  15.00%  0 images/s  0:05:05 left\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantspike.errors import QuantspikeError
-from quantspike.files import atomic_path, read_json, write_csv, write_json, write_text
+from quantspike.files import atomic_path, clear_leftovers, read_json, write_csv, write_json, write_text
 
 
 @pytest.fixture
@@ -145,3 +145,13 @@ def test_a_damaged_json_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(QuantspikeError, match=r"x\.json is damaged: .*delete it"):
         read_json(tmp_path / "x.json")
+
+
+def test_what_killed_processes_left_half_written_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    leftovers = [".train.safetensors.ab12.safetensors", ".train.csv.ab12.csv", ".tmpX1"]
+    others = ["train.csv", "train.safetensors", ".gitignore", "notes.tmp"]
+    for name in leftovers + others:
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+    clear_leftovers(tmp_path / "absent")

@@ -49,7 +49,6 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
             "averaging": 0.0,
             "activation_penalty": 0.0,
             "autocast": "auto",
-            "checkpoint_minutes": 10.0,
         },
         "finetune": {"epochs": 100, "learning_rate": 1e-4, "schedule": "constant"},
         "convert": {"weight_bits": 12},
@@ -191,7 +190,7 @@ def test_a_device_may_be_named_by_kind_and_number(device: str, write_params: Edi
 @pytest.mark.parametrize(
     ("place", "allowed"),
     [
-        ("lunch", "run, models, profiles, launch, device, compile"),
+        ("lunch", "run, models, profiles, launch, device, compile, checkpoint_minutes"),
         ("run.epochs", "profile, model, k, seed"),
         ("models.small.width", "layers"),
         ("profiles.tiny.trian", "data, width, train, finetune, convert, simulate"),
@@ -199,8 +198,7 @@ def test_a_device_may_be_named_by_kind_and_number(device: str, write_params: Edi
         (
             "profiles.tiny.train.lr",
             "recipe, epochs, learning_rate, batch_size, validation, flip, padding, brightness, contrast, cutout, "
-            "schedule, warmup, weight_decay, label_smoothing, averaging, activation_penalty, autocast, "
-            "checkpoint_minutes",
+            "schedule, warmup, weight_decay, label_smoothing, averaging, activation_penalty, autocast",
         ),
         ("profiles.tiny.finetune.batch_size", "epochs, learning_rate, schedule"),
         ("profiles.tiny.convert.bits", "weight_bits"),
@@ -329,7 +327,7 @@ def test_a_missing_section_is_not_blamed_on_what_a_recipe_would_fill_in(train: A
         ),
         ("profiles.tiny.train.autocast", "fp16", "autocast: Input should be 'auto', 'bf16' or 'off' (found 'fp16')"),
         ("profiles.tiny.train.autocast", True, "autocast: Input should be 'auto', 'bf16' or 'off' (found True)"),
-        ("profiles.tiny.train.checkpoint_minutes", 0, "checkpoint_minutes: Input should be greater than 0 (found 0)"),
+        ("checkpoint_minutes", 0, "checkpoint_minutes: Input should be greater than 0 (found 0)"),
         ("launch", "", "launch: a command was expected, such as python, found nothing"),
         ("launch", "  ", "launch: a command was expected, such as python, found nothing"),
         ("launch", "torchrun 'x", 'launch: a command was expected, found "torchrun \'x" (No closing quotation)'),
@@ -469,3 +467,10 @@ def test_params_cannot_be_changed_once_read(write_params: Edit) -> None:
     params = load_params(write_params())
     with pytest.raises(ValueError, match="frozen"):
         params.profiles["tiny"].train.epochs = 5  # type: ignore[misc]
+
+
+def test_a_network_depends_on_every_setting_of_the_sections_that_dvc_watches_for_it() -> None:
+    # A setting that changes no network must lie elsewhere, or changing it would train finished chains again.
+    profile = load_params(ROOT / "params.yaml").profiles["paper"]
+    watched = [f"train.{name}" for name in Train.model_fields] + [f"finetune.{name}" for name in Finetune.model_fields]
+    assert list(profile.training_settings) == ["width", "data.crop", *watched]

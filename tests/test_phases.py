@@ -62,8 +62,8 @@ class Reference:
     seconds: float
 
 
-def content(**train: Any) -> dict[str, Any]:
-    changed = copy.deepcopy(PARAMS)
+def content(checkpoint_minutes: float = 10, **train: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(PARAMS) | {"checkpoint_minutes": checkpoint_minutes}
     changed["profiles"]["tiny"]["train"] |= TRAINING | train
     changed["profiles"]["tiny"]["finetune"]["epochs"] = 3
     return changed

@@ -49,6 +49,7 @@ def test_settings_are_published_as_params_under_dotted_names(tmp_path: Path) -> 
     expected |= {"layers": "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024", "data.crop": 24, "width": 1.0}
     expected |= {"data.name": "CIFAR-10 (official archive)", "train.epochs": 100, "train.learning_rate": 1e-3}
     expected |= {"finetune.learning_rate": 1e-4, "convert.weight_bits": 12, "simulate.steps": 100}
+    expected |= {"arithmetic": "fp32", "device": "some processor", "processes": 1, "torch": "2.11.0"}
     assert expected.items() <= run.params.items()
 
 

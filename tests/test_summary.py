@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from make_results import data_set, make_chain, make_params
+from make_results import data_set, make_chain, make_made_with, make_params
 from quantspike.params import Params
 from quantspike.paths import chains
 from quantspike.results import ChainResult, read_all
@@ -116,6 +116,23 @@ def test_official_images_are_named_without_reserve(results: list[ChainResult]) -
     assert "not directly comparable" not in text
     assert "Not trained by the published protocol" not in text
     assert "Zou et al." in text
+
+
+def test_the_machine_of_the_training_is_named(results: list[ChainResult]) -> None:
+    assert "Trained in fp32 on some processor, 1 process, torch 2.11.0." in markdown(results)
+
+
+def test_a_training_in_bf16_departs_from_the_published_protocol(tmp_path: Path) -> None:
+    params = make_params(k=(0, 1))
+    grid = chains(params, tmp_path)
+    make_chain(grid[0])
+    make_chain(grid[1], made_with=make_made_with(arithmetic="bf16", device="some GPU", processes=4))
+    text = markdown(read_all(grid, params))
+    assert "Not trained by the published protocol (its values in brackets): arithmetic bf16 (fp32)." in text
+    assert (
+        "Trained in fp32 on some processor, 1 process, torch 2.11.0; "
+        "in bf16 on some GPU, 4 processes, torch 2.11.0." in text
+    )
 
 
 def test_images_encoded_anew_are_said_not_to_be_comparable(tmp_path: Path) -> None:

@@ -918,3 +918,23 @@ def test_the_defaults_of_a_phase_are_the_published_protocol() -> None:
     recipe = RECIPES["paper"]["train"]
     names = ("flip", "padding", "brightness", "contrast", "cutout")
     assert {name: getattr(Augmentation(24), name) for name in names} == {name: recipe[name] for name in names}
+
+
+def test_a_state_with_a_small_last_batch_that_more_processes_leave_out_counts_the_other_batches(
+    split: Split, test: Split
+) -> None:
+    # 35 images in batches of 8: the fifth has 3, which two processes would leave out; 32 images have four batches.
+    states: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+
+    def stepped(training: Training, images: int) -> None:
+        if training.step == 5 and images:
+            tensors, progress = training.state()
+            states.append(({name: value.clone() for name, value in tensors.items()}, dict(progress)))
+
+    start(new_network(ARCHITECTURE, 1, 5), SETTINGS, first(split, 35), test).run(Watching(stepped))
+    ((tensors, progress),) = states
+    tensors["correct"] = torch.tensor([8, 8, 8, 8, 3])
+    training = start(new_network(ARCHITECTURE, 1, 5), SETTINGS, first(split, 32), test)
+    training.restore(tensors, progress)
+    assert (training.step, training.seen, training.accuracy) == (4, 32, 1.0)
+    assert training.loss == pytest.approx(float(tensors["losses"][:4].sum()) / 32)

@@ -15,8 +15,8 @@ from typing import Any
 
 from quantspike.errors import QuantspikeError
 
-_LEFTOVER = re.compile(r"\.(.*\.safetensors|tmp.*)")
-"""What a file of tensors is written to before it is whole: by `atomic_path`, and by safetensors before that."""
+_LEFTOVER = re.compile(r"\.(.*\.(safetensors|csv)|tmp.*)")
+"""What a training's files are written to before they are whole: by `atomic_path`, and by safetensors before that."""
 
 
 @contextmanager

@@ -135,7 +135,6 @@ class Train(Section):
             steps; the average is what counts at the end of a phase. 0 for none.
         activation_penalty: added to the loss for each spike per neuron that the activations stand for.
         autocast: `bf16` or `off`; `auto` takes bf16 where the hardware multiplies it.
-        checkpoint_minutes: longest time between two states from which a killed training goes on.
     """
 
     recipe: Literal["paper", "strong"] = "paper"
@@ -155,7 +154,6 @@ class Train(Section):
     averaging: Share
     activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 0.0
     autocast: Literal["auto", "bf16", "off"] = "auto"
-    checkpoint_minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 10.0
 
 
 class Finetune(Section):
@@ -208,7 +206,7 @@ class Profile(Section):
     def training_settings(self) -> dict[str, str | int | float | bool]:
         """What a trained network depends on, under dotted names such as `train.epochs`."""
         sections = {
-            "train": self.train.model_dump(exclude={"checkpoint_minutes"}),
+            "train": self.train.model_dump(),
             "finetune": self.finetune.model_dump(),
         }
         settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
@@ -232,7 +230,16 @@ class Profile(Section):
 
 
 class Params(Section):
-    """All of `params.yaml`."""
+    """All of `params.yaml`.
+
+    What stands beside `profiles` changes no result but for its last digits, so DVC does not watch it.
+
+    Attributes:
+        launch: command that starts the stages which several processes can share.
+        device: where to compute; `auto` takes a GPU if there is one.
+        compile: whether torch.compile builds the training's forward and backward pass.
+        checkpoint_minutes: longest time between two states from which a killed training goes on.
+    """
 
     run: Run
     models: dict[Name, Model]
@@ -240,6 +247,7 @@ class Params(Section):
     launch: Annotated[str, AfterValidator(_command)] = "python"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     compile: bool = False
+    checkpoint_minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 10.0
 
     @model_validator(mode="after")
     def _grid_is_defined(self) -> Params:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ def made_with(params: Params, chain: Chain, training: Training, store: ResumeSto
     }
 
 
+def shown(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What results tell of a training: all but the hash, which a mere comment in the code changes."""
+    return {name: value for name, value in made_with.items() if name != "fingerprint"}
+
+
 def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs: Sequence[Path]) -> ResumeStore:
     """Where a phase keeps its states, under a hash of the params, code and data that it depends on.
 
@@ -107,6 +112,7 @@ def sole_training(chain: Chain) -> Iterator[Group]:
     with processes() as group, sole_writer(chain.resume) if group.rank == 0 else nullcontext():
         if group.rank == 0:
             clear_leftovers(chain.data)
+            clear_leftovers(chain.metrics)
         yield group
 
 

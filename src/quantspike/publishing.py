@@ -89,6 +89,8 @@ def _settings(result: ChainResult, params: Params) -> dict[str, str | int | floa
         **{"profile": chain.profile, "model": chain.model, "k": chain.k, "seed": chain.seed},
         **{"layers": params.models[chain.model].layers, "neurons": ann.neurons, "weights": ann.weights},
         **{"data.name": ann.data.name, "data.sha256": ann.data.sha256},
+        **{"arithmetic": ann.made_with.arithmetic, "device": ann.made_with.device},
+        **{"processes": ann.made_with.processes, "torch": ann.made_with.torch},
         **settings,
     }
 

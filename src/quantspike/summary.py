@@ -11,7 +11,7 @@ import pandas as pd
 
 from quantspike import files
 from quantspike.published import SOURCE, departures
-from quantspike.results import ChainResult, DataSet
+from quantspike.results import ChainResult, DataSet, MadeWith
 from quantspike.tables import SUMMARY_COLUMNS, summary_table, write_table
 
 NOTHING = "-"
@@ -71,12 +71,24 @@ def _profile_section(profile: str, results: list[ChainResult]) -> list[str]:
     if compared:
         lines += ["Beside the published figures (difference = this project's figure minus the published one):", ""]
         lines += [*_markdown_table(_COMPARISON, compared), f"Published figures: {SOURCE}.", ""]
-        if changed := departures(results[0].settings):
+        if changed := [*departures(results[0].settings), *_machine_departures(results)]:
             lines += [f"Not trained by the published protocol (its values in brackets): {', '.join(changed)}.", ""]
     data_sets = {result.ann.data.sha256: result.ann.data for result in results}
     for data in data_sets.values():
         lines += [_about_images(data, bool(compared)), ""]
-    return lines
+    trained = dict.fromkeys(_about_training(result.ann.made_with) for result in results)
+    return [*lines, f"Trained {'; '.join(trained)}.", ""]
+
+
+def _machine_departures(results: list[ChainResult]) -> list[str]:
+    """What the machines of the results did otherwise than the published protocol says."""
+    bf16 = any(result.ann.made_with.arithmetic == "bf16" for result in results)
+    return ["arithmetic bf16 (fp32)"] if bf16 else []
+
+
+def _about_training(made_with: MadeWith) -> str:
+    processes = "1 process" if made_with.processes == 1 else f"{made_with.processes} processes"
+    return f"in {made_with.arithmetic} on {made_with.device}, {processes}, torch {made_with.torch}"
 
 
 def _about_images(data: DataSet, compared: bool) -> str:

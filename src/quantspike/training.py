@@ -233,7 +233,7 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self._losses = torch.zeros(self.steps, dtype=torch.float64, device=self.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._correct = torch.zeros(self.steps, dtype=torch.int64, device=self.device)
         self._set_rate()
 
     @property
@@ -264,7 +264,7 @@ class Training:
     @property
     def accuracy(self) -> float:
         """Share of the same images classified correctly, from 0 to 1."""
-        return float(self._correct) * self.group.size / max(self.seen, 1)
+        return float(self._correct.sum()) * self.group.size / max(self.seen, 1)
 
     def run(self, observer: Observer = Unobserved()) -> list[Epoch]:  # noqa: B008 (it has no state)
         """Trains from wherever the phase stands to its end; the weights that count are the last ones.
@@ -291,11 +291,13 @@ class Training:
             raise NotFiniteError(
                 f"the loss became {float(losses[step])} in epoch {self.epoch}, step {step + 1}: {self._advice()}"
             )
-        for name, value in self.network.state_dict().items():
-            if not torch.isfinite(value).all():
-                raise NotFiniteError(
-                    f"{name} is no longer finite after epoch {self.epoch}, step {self.step}: {self._advice()}"
-                )
+        own = [name for name, value in self.network.state_dict().items() if not torch.isfinite(value).all()]
+        # Without synchronization, running averages are each process's own.
+        if self.group.maximum(bool(own)):
+            name = own[0] if own else "a running average of another process"
+            raise NotFiniteError(
+                f"{name} is no longer finite after epoch {self.epoch}, step {self.step}: {self._advice()}"
+            )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a later process needs to go on: tensors, and the rest as JSON has it. All processes must call it."""
@@ -317,8 +319,11 @@ class Training:
         # Their number decides whether a small last batch is left out, so there may be a step more or less.
         common = min(self.steps, len(tensors["losses"]))
         self._losses[:common] = tensors["losses"][:common].to(self.device) / self.group.size
-        share = self.group.share(int(tensors["correct"]))
-        self._correct.fill_(share.stop - share.start)
+        # Whole numbers are shared by their sums so far, so that what is left over of each step does not add up.
+        correct = tensors["correct"][:common].to(self.device).cumsum(0)
+        rank, size = self.group.rank, self.group.size
+        so_far = correct * (rank + 1) // size - correct * rank // size
+        self._correct[:common] = so_far.diff(prepend=so_far.new_zeros(1))
         self.records = [Epoch(**record) for record in progress["records"]]
         self.step, self.seconds = min(progress["step"], self.steps), progress["seconds"]
         self._set_rate()
@@ -344,7 +349,7 @@ class Training:
         record = Epoch(
             epoch=self.epoch,
             loss=losses.sum().item() / self.seen,
-            train_accuracy=correct.item() / self.seen,
+            train_accuracy=correct.sum().item() / self.seen,
             validation_accuracy=validation,
             test_accuracy=test,
             learning_rate=self._rate(self.steps - 1),
@@ -368,7 +373,7 @@ class Training:
         (loss * (self.group.size / len(chosen))).backward()
         self.optimizer.step()
         self._losses[self.step] = loss.detach()
-        self._correct += correct
+        self._correct[self.step] = correct
         if self._average is not None:
             self._average.update_parameters(self.network)
 
