@@ -4,8 +4,9 @@
 
 The plain way is what a first script does: torchvision's transforms image by image, a DataLoader, fp32, the default
 memory layout, Adam as it comes. Its transforms are the usual ones for crop, flip, brightness, contrast and
-standardization: as much work as the protocol's, not the same values. Both train the same network on batches of the same size in turns, within one run, and
-ratios are taken within a round. On a GPU, the share of the machine's bf16 matrix rate is measured too.
+standardization: as much work as the protocol's, not the same values. Both train the same network on batches of the
+same size in turns, within one run, and ratios are taken within a round. On a GPU, the share of the machine's bf16
+matrix rate is measured too.
 """
 
 from __future__ import annotations
