@@ -18,6 +18,7 @@ from quantspike.data import load_source, save_dataset
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.paths import Chain
+from quantspike.stopping import Stopped
 
 STAGES = Path(__file__).parents[1] / "stages"
 CHAIN = ("--profile", "tiny", "--model", "small", "--k", "1", "--seed", "3")
@@ -177,6 +178,41 @@ def test_an_interrupted_stage_exits_with_130(
 
 
 @pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        (Stopped("stopped by SIGTERM", signal.SIGTERM), 143, "stopped by SIGTERM\n"),
+        (Stopped("stopped by SIGINT", signal.SIGINT), 130, "stopped by SIGINT\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted: nothing half-written was left; the same command starts this stage again\n",
+        ),
+    ],
+    ids=["SIGTERM", "SIGINT", "interrupted"],
+)
+@pytest.mark.parametrize("rank", [None, "0", "1", "2"])
+def test_of_several_processes_only_the_first_says_why_it_has_ended_but_all_exit_with_the_status(
+    rank: str | None,
+    end: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write_params: Edit,
+) -> None:
+    def main(params: Params, chain: Chain) -> None:
+        raise end
+
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    command(monkeypatch, "--params", write_params(), *CHAIN)
+    with pytest.raises(SystemExit) as caught:
+        run_chain_stage(main)
+    assert (caught.value.code, capsys.readouterr().err) == (status, said if rank in (None, "0") else "")
+
+
+@pytest.mark.parametrize(
     ("stage", "files"),
     [
         ("download", ["data/<profile>/images.safetensors"]),
@@ -230,7 +266,9 @@ def test_ctrl_c_in_the_middle_of_training_leaves_its_state_and_no_results(write_
         error = process.communicate(timeout=30)[1]
     assert first.startswith("epoch 1/10000 ")
     assert (process.returncode, error.count("Traceback")) == (130, 0)
-    assert error.startswith("stopped by SIGINT in epoch ")
+    answer, end, *_ = error.splitlines()
+    assert answer == "stopping after the step at work, then saving; Ctrl-C again ends at once, without saving"
+    assert end.startswith("stopped by SIGINT in epoch ")
     resume = tmp_path / "data" / "resume"
     left = [file for file in tmp_path.rglob("*") if file.is_file() and not file.is_relative_to(resume)]
     assert sorted(left) == [file for file in before if file.is_file()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -50,7 +53,35 @@ def test_a_cpu_multiplies_bf16_if_it_has_instructions_for_it(
     assert multiplies_bf16(torch.device("cpu")) is expected
 
 
-@pytest.mark.parametrize("itself", [True, False])
-def test_a_gpu_that_emulates_bf16_does_not_count(itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or itself)
-    assert multiplies_bf16(torch.device("cuda", 1)) is itself
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As if there were two GPUs, of which only the second one multiplies bf16; the list holds the current one."""
+    current = [0]
+
+    @contextmanager
+    def as_current(device: torch.device) -> Iterator[None]:
+        before = current[0]
+        current[0] = before if device.index is None else device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", as_current)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or current[0] == 1
+    )
+    return current
+
+
+def test_a_gpu_that_emulates_bf16_does_not_count(two_gpus: list[int]) -> None:
+    assert multiplies_bf16(torch.device("cuda", 0)) is False
+    assert multiplies_bf16(torch.device("cuda", 1)) is True
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_of_several_gpus_the_one_that_is_asked_about_counts_and_not_the_current_one(
+    current: int, two_gpus: list[int]
+) -> None:
+    two_gpus[0] = current
+    assert [multiplies_bf16(torch.device("cuda", number)) for number in (0, 1)] == [False, True]
+    assert multiplies_bf16(torch.device("cuda")) is bool(current)
+    assert two_gpus == [current]

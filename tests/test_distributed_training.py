@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import share_training
 from conftest import PARAMS, Edit
-from quantspike import augmentation
+from quantspike import augmentation, stopping
 from quantspike.checkpoints import load_checkpoint
 from quantspike.data import load_source, save_dataset
 from quantspike.distributed import Group
@@ -328,6 +328,14 @@ def test_sigterm_to_torchrun_stops_all_processes_at_the_same_step_with_the_state
     assert first["epoch"] > 1
 
 
+def test_only_the_first_process_says_that_all_are_stopping_and_promises_no_second_ctrl_c(
+    folder: Path, stopped: list[str]
+) -> None:
+    # torchrun would not pass it on: it makes a SIGTERM of it.
+    lines = (folder / "errors.txt").read_text().splitlines()
+    assert [line for line in lines if "stopping" in line] == ["stopping after the step at work, then saving"]
+
+
 def test_only_the_first_process_shows_how_training_goes(stopped: list[str]) -> None:
     epochs = [line.split()[1] for line in stopped]
     assert epochs == [f"{number}/1000000" for number in range(1, len(stopped) + 1)]
@@ -417,6 +425,28 @@ def test_a_command_that_cannot_be_started_is_named(monkeypatch: pytest.MonkeyPat
         "error: launch in params.yaml is 'no-such-torchrun --nproc-per-node 2', which cannot be started ("
     )
     assert message.endswith("): set it to python, or to torchrun with its options")
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux tells of the end of any process")
+@pytest.mark.parametrize("ended", [False, True])
+def test_once_its_dvc_has_ended_a_stage_starts_no_other_processes(
+    ended: bool,
+    started: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write_params: Edit,
+) -> None:
+    params = write_params({"launch": "torchrun --nproc-per-node 4"})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as dvc:
+        descriptor = os.pidfd_open(dvc.pid)
+        monkeypatch.setattr(stopping, "_DVC", descriptor)
+        if ended:
+            dvc.communicate()
+        assert run_stage("train", params, monkeypatch) == (143 if ended else 0)
+    os.close(descriptor)
+    assert len(started) == (0 if ended else 1)
+    said = "stopped before it began: the dvc that started it has ended\n" if ended else ""
+    assert capsys.readouterr().err == said
 
 
 def test_a_process_of_torchrun_starts_nothing(

@@ -24,13 +24,13 @@ import torch
 import yaml
 
 from conftest import PARAMS
-from quantspike import phases
+from quantspike import phases, tensors
 from quantspike.data import build_dataset, load_dataset, save_dataset
 from quantspike.display import Display
 from quantspike.params import load_params
 from quantspike.paths import Chain
 from quantspike.phases import CODE, resume_store
-from quantspike.training import FINETUNE, TRAIN
+from quantspike.training import FINETUNE, TRAIN, Training
 from stage_processes import CHAIN, STAGES, run_stage, start, start_stage, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="this system has no signals that a process could be sent")
@@ -39,6 +39,7 @@ KILLS = 12
 EPOCHS = 10
 IMAGES = Path("data", "tiny", "images.safetensors")
 RESUME = Path("data", "resume", "tiny-small-1-0")
+STOPPING = "stopping after the step at work, then saving; Ctrl-C again ends at once, without saving"
 # A state is all that counts: averages, a rate that rises and falls, and random choices of every kind are in it.
 TRAINING = {
     "epochs": EPOCHS,
@@ -251,6 +252,7 @@ def test_a_signal_stops_it_with_a_state_and_word_of_how_to_go_on(
     assert matched is not None, stage.errors
     epoch, step = matched.groups()
     assert stage.errors == (
+        f"{STOPPING}\n"
         f"stopped by {number.name} {matched[0]}: the state is saved ({RESUME}); the same command goes on from there\n"
     )
     assert states(project)[-1].stem.endswith(f"-{int(epoch):06d}-{int(step):08d}")
@@ -258,6 +260,69 @@ def test_a_signal_stops_it_with_a_state_and_word_of_how_to_go_on(
     stage = run_stage(project, "train")
     assert (stage.status, stage.errors) == (0, "")
     assert stage.output.startswith(f"goes on in epoch {epoch}, after step {step} of 12\n")
+    assert results(project) == reference.results
+
+
+def press(seconds: float) -> None:
+    """Ctrl-C, and time that passes then."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(seconds)
+
+
+def interrupted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs a training that a second Ctrl-C ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        here(folder)
+    assert caught.value.code == 130
+    end = "interrupted: nothing half-written was left; the same command starts this stage again"
+    assert capsys.readouterr().err == f"{STOPPING}\n{end}\n"
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_ctrl_c_ends_the_step_at_work_and_leaves_the_state_before(
+    reference: Reference, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(project, 3)
+    before, steps = files(project), 0
+
+    def long_step(training: Training, *_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        press(1.1)
+        press(5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_one_step", long_step)
+        interrupted(project, capsys)
+    assert steps == 1
+    assert files(project) == before
+    here(project)
+    assert "goes on in epoch 4" in capsys.readouterr().out
+    assert results(project) == reference.results
+
+
+def test_a_second_ctrl_c_while_the_state_is_written_leaves_the_one_before_and_nothing_half_written(
+    reference: Reference, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(project, 3)
+    before = files(project)
+
+    def half(content: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        time.sleep(1.1)
+        press(5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "save_file", half)
+        stop_after(patch, 4, signal.SIGINT)
+        interrupted(project, capsys)
+    assert files(project) == before
+    here(project)
+    assert "goes on in epoch 4" in capsys.readouterr().out
     assert results(project) == reference.results
 
 

@@ -415,7 +415,10 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch_and_step(split: Spl
 
 
 def test_a_single_image_cannot_be_trained_on(split: Split, test: Split) -> None:
-    with pytest.raises(QuantspikeError, match=r"train\.batch_size is 8 and there are 1 training images"):
+    with pytest.raises(
+        QuantspikeError,
+        match=r"train\.batch_size is 8 and there are 1 training images, but 1 process needs 2 at least$",
+    ):
         start(new_network(ARCHITECTURE, 1, 0), SETTINGS, first(split, 1), test)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from quantspike.errors import QuantspikeError
 from quantspike.params import SEED_LIMIT, Params, Precision, check_precision, load_params
 from quantspike.paths import Chain
-from quantspike.stopping import Stopped
+from quantspike.stopping import Stopped, dvc_has_ended, first_process
 
 _LAUNCHED = "QUANTSPIKE_LAUNCHED"
 """Set in processes that `launch` has started: a command that is not torchrun must not start them for ever."""
@@ -53,12 +54,12 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
             values["k"] = _precision(values["k"])
         main(params, options.params.parent, **values)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        _say(str(stop))
         sys.exit(stop.status)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left; the same command starts this stage again", file=sys.stderr)
+        _say("interrupted: nothing half-written was left; the same command starts this stage again")
         sys.exit(130)
 
 
@@ -69,10 +70,13 @@ def launch(command: str) -> None:
 
     Raises:
         QuantspikeError: there is no such command.
+        Stopped: the `dvc` that started this process has ended; the new processes could not know.
     """
     words = shlex.split(command)
     if words == ["python"] or "TORCHELASTIC_RUN_ID" in os.environ or _LAUNCHED in os.environ:
         return
+    if dvc_has_ended():
+        raise Stopped("stopped before it began: the dvc that started it has ended", signal.SIGTERM)
     try:
         os.execvpe(words[0], [*words, *sys.argv], os.environ | {_LAUNCHED: "1"})
     except OSError as error:
@@ -80,6 +84,12 @@ def launch(command: str) -> None:
             f"launch in params.yaml is {command!r}, which cannot be started ({error}): "
             "set it to python, or to torchrun with its options"
         ) from error
+
+
+def _say(message: str) -> None:
+    """Says why work has ended: once, though all processes of torchrun end alike."""
+    if first_process():
+        print(message, file=sys.stderr)
 
 
 def _parser(description: str | None, arguments: tuple[str, ...]) -> argparse.ArgumentParser:

@@ -31,5 +31,6 @@ def resolve_device(name: str) -> torch.device:
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 itself; where it does not, torch emulates it, which is slower than fp32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):  # it answers for the current GPU, whichever that is
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

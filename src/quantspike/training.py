@@ -225,9 +225,10 @@ class Training:
         whole, rest = divmod(len(training), settings.batch_size)
         self.steps = whole + (rest >= 2 * group.size)
         if settings.batch_size < 2 * group.size or self.steps == 0:
+            needed = f"{group.size} processes need {2 * group.size} at least: take fewer processes or a larger batch"
             raise QuantspikeError(
                 f"train.batch_size is {settings.batch_size} and there are {len(training)} training images, but "
-                f"{group.size} processes need {2 * group.size} at least: take fewer processes or a larger batch"
+                f"{'1 process needs 2 at least' if group.size == 1 else needed}"
             )
         self.records: list[Epoch] = []
         self.step = 0
