@@ -7,12 +7,13 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo run-demo test lint ui results publish bench clean
+.PHONY: help setup demo run-demo test lint ui results readme publish bench clean
 
 help:
 	@echo "make demo     the whole workflow on handwritten digits, in minutes, without a network"
 	@echo "make test     style, types and tests"
 	@echo "make results  the results table so far"
+	@echo "make readme   the results table in README.md, from the result files"
 	@echo "make ui       the MLflow UI on http://127.0.0.1:5000"
 	@echo "make publish  tables and MLflow runs made anew from the result files"
 	@echo "make bench    the simulation against other libraries; BENCH='--weights FILE --data IMAGES' names a network"
@@ -55,6 +56,9 @@ lint: $(READY)
 
 results: $(READY)
 	@python -m quantspike.show
+
+readme: $(READY)
+	@python -m quantspike.readme
 
 publish: $(READY)
 	python stages/publish.py

@@ -1,31 +1,30 @@
 """Draws the figures of one network, all k and seeds of the grid together, and writes the tables behind them.
 
-reads:   metrics/<profile>/<model>-<k>-<seed>/ of every k and seed in the grid
-writes:  plots/<profile>/<model>/ accuracy_speed, sparsity and sops as .png and .svg,
-         steps.csv (by simulation step), training.csv (by epoch), runs.csv (the network's rows of the summary),
-         sources.csv (SHA-256 of every result file that went in)
+reads:   metrics/<profile>/<model>-<k>-<seed>/ of every k and seed in the grid; energy in params.yaml
+writes:  plots/<profile>/<model>/ accuracy_speed, sparsity, sops, frontier, layers, settling, energy and training as
+         .png and .svg; steps.csv (by simulation step), layers.csv (by layer, after the last step), stops.csv (where
+         to stop, for how much accuracy), training.csv (by epoch), runs.csv (the network's runs), sources.csv (SHA-256
+         of every result file that went in)
 """
 
 from pathlib import Path
 
-from quantspike import cli, figures
+from quantspike import cli, tables
+from quantspike.figures import FIGURES, compare_results, save
 from quantspike.params import Params
 from quantspike.paths import chains, plots_folder
 from quantspike.results import read_all
-from quantspike.tables import sources_table, steps_table, summary_table, training_table, write_table
 
 
 def main(params: Params, root: Path, profile: str, model: str) -> None:
     grid = [chain for chain in chains(params, root) if (chain.profile, chain.model) == (profile, model)]
     results = read_all(grid, params)
     folder = plots_folder(profile, model, root)
-    write_table(folder / "steps.csv", steps_table(results))
-    write_table(folder / "training.csv", training_table(results))
-    write_table(folder / "runs.csv", summary_table(results))
-    write_table(folder / "sources.csv", sources_table(results))
-    figures.save(figures.accuracy_speed(results), folder, "accuracy_speed")
-    figures.save(figures.sparsity(results), folder, "sparsity")
-    figures.save(figures.sops(results), folder, "sops")
+    for name, table in tables.TABLES.items():
+        tables.write_table(folder / f"{name}.csv", table(results))
+    comparison = compare_results(results, params.energy)
+    for name, draw in FIGURES.items():
+        save(draw(comparison), folder, name)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ rebuilt by running this script again. QUANTSPIKE_TRACKING=off leaves MLflow alon
 another store than mlflow.db.
 
 reads:   metrics/<profile>/<model>-<k>-<seed>/ and plots/<profile>/<model>/ of the whole grid
-writes:  metrics/summary.csv, metrics/summary.json, metrics/summary.md; runs in MLflow
+writes:  metrics/summary.csv, .md and .tex (a row per network and k), metrics/runs.csv (a row per run); runs in MLflow
 """
 
 from pathlib import Path

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantspike.architecture import Architecture
+from quantspike.operations import macs
 from quantspike.params import Params, Precision
 from quantspike.paths import Chain
 from quantspike.published import LAYERS
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TRAINING = ["epoch", "loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds"]
+CNN1 = Architecture.parse(LAYERS["cnn1"], image_size=24)
 COUNTS = ["positive_spikes", "negative_spikes", "net_spikes", "synops", "settled"]
 
 
@@ -70,20 +73,21 @@ def make_chain(
     steps: int = 100,
     epochs: tuple[int, int] = (100, 100),
     made_with: dict[str, Any] | None = None,
+    architecture: Architecture = CNN1,
 ) -> None:
     """Fills the metrics folder of a chain, with curves of the published shape; epochs of both phases."""
     data, made_with = data or data_set(), made_with or make_made_with(epochs)
-    neurons, macs = 336_128, 399_190_016
+    size = {"macs": macs(architecture), "neurons": architecture.neurons, "weights": weights(architecture)}
     accuracy = 0.9266 if chain.k == "fp32" else 0.926 + 0.0022 * chain.k
     accuracy = round(accuracy + 0.0015 * ((chain.seed * 2) % 3 - 1) * (chain.seed > 0), 4)
     for phase, loss, rate, n in (("train", 1.5, 1e-3, epochs[0]), ("finetune", 0.3, 1e-4, epochs[1])):
         rows = [[e, loss / e, 1 - loss / (e + 2), "", accuracy - loss / (e + 9), rate, 9.5] for e in range(1, n + 1)]
         _write_csv(chain.metrics / f"{phase}.csv", TRAINING, rows)
     ann = {"images": data["test_images"], "accuracy": accuracy, "correct": round(accuracy * data["test_images"])}
-    ann |= {"loss": 0.4, "macs": macs, "neurons": neurons, "weights": 7_852_576, "data": data, "made_with": made_with}
+    ann |= {"loss": 0.4, **size, "data": data, "made_with": made_with}
     _write_json(chain.metrics / "ann.json", ann)
     if isinstance(chain.k, int):
-        _make_spiking(chain, chain.k, accuracy, steps, data["test_images"], neurons)
+        _make_spiking(chain, chain.k, accuracy, steps, data["test_images"], architecture)
     else:
         _write_json(chain.metrics / "conversion.json", {"converted": False})
         for name in ("snn", "certificate"):
@@ -92,17 +96,35 @@ def make_chain(
         _write_csv(chain.metrics / "layers.csv", ["step", "layer", "neurons", *COUNTS], [])
 
 
-def _make_spiking(chain: Chain, k: int, accuracy: float, steps: int, images: int, neurons: int) -> None:
+def weights(architecture: Architecture) -> int:
+    """Weights of all layers and of the classifier."""
+    kernels = sum(layer.out_channels * layer.in_channels * layer.kernel**2 for layer in architecture.layers)
+    return kernels + architecture.layers[-1].out_channels * architecture.classes
+
+
+def _make_spiking(chain: Chain, k: int, accuracy: float, steps: int, images: int, architecture: Architecture) -> None:
     final = accuracy + 0.0004
     stable = min(steps, 29 + 33 * k)
     curve = [_at_step(step, k, final, stable) for step in range(1, steps + 1)]
+    # Spikes go with the neurons and synaptic operations with the synapses; 2% more for each seed.
     scale = 1 + 0.02 * chain.seed
-    counts = [[scale * value for value in _counts(step, k)] + [min(1.0, step / stable)] for step in range(1, steps + 1)]
+    per_neuron, per_mac = architecture.neurons / CNN1.neurons, macs(architecture) / macs(CNN1)
+    counts = [
+        [scale * size * value for size, value in zip((*[per_neuron] * 3, per_mac), _counts(step, k), strict=True)]
+        + [min(1.0, step / stable)]
+        for step in range(1, steps + 1)
+    ]
     rows = [[step, value, *count] for step, (value, count) in enumerate(zip(curve, counts, strict=True), start=1)]
     _write_csv(chain.metrics / "snn.csv", ["step", "accuracy", *COUNTS], rows)
-    layers = [[row[0], layer, neurons // 2, *[v / 2 for v in row[2:6]], row[6]] for row in rows for layer in (1, 2)]
+    # Every layer has the same part of everything: of CNN 1's, a tenth.
+    layers = [
+        [row[0], place, layer.neurons, *[value / len(architecture.layers) for value in row[2:6]], row[6]]
+        for row in rows
+        for place, layer in enumerate(architecture.layers, start=1)
+    ]
     _write_csv(chain.metrics / "layers.csv", ["step", "layer", "neurons", *COUNTS], layers)
-    conversion = {"converted": True, "k": k, "weight_bits": 12, "neurons": neurons, "weights": 7_852_576, "layers": []}
+    conversion: dict[str, Any] = {"converted": True, "k": k, "weight_bits": 12, "neurons": architecture.neurons}
+    conversion |= {"weights": weights(architecture), "layers": []}
     _write_json(chain.metrics / "conversion.json", conversion)
     snn: dict[str, Any] = {
         "simulated": True,
@@ -111,8 +133,9 @@ def _make_spiking(chain: Chain, k: int, accuracy: float, steps: int, images: int
         "settle_limit": 1000,
         "integer_accuracy": curve[-1],
     }
+    largest = [3 * 2**k] * len(architecture.layers)
     snn |= {"accuracy": curve[-1], "ann_agreement": 0.989, "differing_predictions": 0, "stable_step": stable}
-    snn |= {"settled_step": None if k == 2 else stable + 27, "unsettled": 0}
+    snn |= {"settled_step": None if k == 2 else stable + 27, "unsettled": 0, "largest_counts": largest}
     snn |= dict(zip(COUNTS[:4], counts[-1], strict=False))
     _write_json(chain.metrics / "snn.json", snn)
     proof = {"images": images, "settle_limit": 1000, "settled": images, "mismatches": 0}

@@ -1,292 +1,296 @@
-"""Figures: what they show, that it all fits, and that the same data gives the same bytes."""
+"""What all figures share: style, files, colours, room for every label, and words about seeds."""
 
 from __future__ import annotations
 
-import json
-import runpy
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
+import matplotlib.style
 import pytest
-from matplotlib.axes import Axes
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import same_color, to_hex
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 
-from make_results import data_set, make_chain, make_params
+from draw_figures import (
+    CASES,
+    bars_of,
+    compare,
+    comparison_of,
+    error_bars_of,
+    figure_of,
+    legend_of,
+    make_results,
+    texts_of,
+)
+from make_results import data_set
 from quantspike.errors import QuantspikeError
-from quantspike.figures import accuracy_speed, save, sops, sparsity
-from quantspike.palette import color_of
-from quantspike.params import Precision
-from quantspike.paths import chains
-from quantspike.results import ChainResult, read_all
+from quantspike.figures import FIGURES, LOG_FIGURES, Comparison, save, sops, sparsity
+from quantspike.figures.comparison import Run, Series
+from quantspike.figures.style import GRAY, legend_below, spread_named, style, tint
+from quantspike.palette import FULL_PRECISION, color_of
 
-Draw = Callable[[Sequence[ChainResult]], Figure]
-
-FIGURES = (accuracy_speed, sparsity, sops)
+MANY = range(8)
+"""The precisions of the case "many k"."""
 
 
-def make_results(
-    root: Path,
-    k: Sequence[Precision] = ("fp32", 0, 1, 2),
-    seed: Sequence[int] = (0,),
-    data: dict[str, Any] | None = None,
-    steps: int = 100,
-) -> list[ChainResult]:
-    params = make_params(k=k, seed=seed, steps=steps)
-    grid = chains(params, root)
-    for chain in grid:
-        make_chain(chain, data, steps)
-    return read_all(grid, params)
+def legends_of(figure: Figure) -> Iterator[Legend]:
+    yield from figure.legends
+    yield from (legend for axes in figure.axes if (legend := axes.get_legend()) is not None)
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> list[ChainResult]:
-    return make_results(tmp_path)
-
-
-def line_of(axes: Axes, k: Precision) -> Any:
-    """The curve of a precision: the one solid line in its colour."""
-    (line,) = [one for one in lines_of(axes, linestyle="-") if to_hex(one.get_color()) == color_of(k)]
-    return line
-
-
-def lines_of(axes: Axes, **wanted: str) -> list[Any]:
-    """Lines with these properties, such as marker="o"."""
-    return [
-        line for line in axes.lines if all(getattr(line, f"get_{name}")() == value for name, value in wanted.items())
+def test_the_figures_of_logs_are_figures_of_results_too() -> None:
+    assert LOG_FIGURES.items() <= FIGURES.items()
+    assert list(FIGURES) == [
+        "accuracy_speed",
+        "sparsity",
+        "sops",
+        "frontier",
+        "layers",
+        "settling",
+        "energy",
+        "training",
     ]
 
 
-def bars_of(axes: Axes) -> list[Any]:
-    return list(axes.patches)
-
-
-def legend_of(figure: Figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def written_in(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.texts]
-
-
-def test_curves_are_percentages_in_the_colour_of_their_k(results: list[ChainResult]) -> None:
-    for axes in accuracy_speed(results).axes:
-        line = line_of(axes, 1)
-        assert list(line.get_xdata()) == list(range(1, 101))
-        assert line.get_ydata()[-1] == pytest.approx(92.86, abs=1e-9)
-
-
-def test_every_network_has_the_level_of_its_ann(results: list[ChainResult]) -> None:
-    axes = accuracy_speed(results).axes[0]
-    levels = {line.get_ydata()[0] for line in lines_of(axes, linestyle=":")}
-    assert levels == {100 * 0.926, 100 * 0.9282, 100 * 0.9304}
-    (full,) = lines_of(axes, linestyle="--")
-    assert full.get_ydata()[0] == 100 * 0.9266
-
-
-def test_a_dot_marks_the_stable_step(results: list[ChainResult]) -> None:
-    axes = accuracy_speed(results).axes[0]
-    dots = {line.get_xdata()[0]: line.get_ydata()[0] for line in lines_of(axes, marker="o")}
-    assert dots == {29: 100 * 0.9264, 62: 100 * 0.9286, 95: 100 * 0.9308}
-
-
-def test_of_several_seeds_the_dot_waits_for_the_last_to_be_stable(tmp_path: Path) -> None:
-    params = make_params(k=(0,), seed=(0, 1))
-    grid = chains(params, tmp_path)
-    for chain in grid:
-        make_chain(chain)
-    path = grid[1].metrics / "snn.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"stable_step": 40}))
-    (dot,) = lines_of(accuracy_speed(read_all(grid, params)).axes[0], marker="o")
-    assert dot.get_xdata()[0] == 40
-
-
-def test_one_seed_has_no_band_and_no_word_about_it(results: list[ChainResult]) -> None:
-    figure = accuracy_speed(results)
-    assert not any(axes.collections for axes in figure.axes)
-    assert legend_of(figure) == [
-        "full-precision ANN",
-        "k = 0",
-        "k = 1",
-        "k = 2",
-        "ANN of the same k",
-        "stable from here on",
-    ]
-
-
-def test_several_seeds_give_their_mean_and_a_band_of_one_standard_deviation(tmp_path: Path) -> None:
-    results = make_results(tmp_path, k=(1,), seed=(0, 1, 2))
-    finals = [100 * result.snn.accuracy for result in results if result.snn is not None]
-    assert len(set(finals)) > 1
-    figure = accuracy_speed(results)
-    axes = figure.axes[1]
-    assert line_of(axes, 1).get_ydata()[-1] == pytest.approx(mean(finals))
-    (band,) = axes.collections
-    vertices: Any = band.get_paths()[0].vertices
-    heights = [y for x, y in vertices if x == 100]
-    # statistics.stdev divides by n - 1, as asked for.
-    assert min(heights) == pytest.approx(mean(finals) - stdev(finals))
-    assert max(heights) == pytest.approx(mean(finals) + stdev(finals))
-    assert "± 1 standard deviation (n = 3)" in legend_of(figure)
-
-
-def test_steps_stand_on_a_logarithmic_axis_with_plain_numbers(tmp_path: Path) -> None:
-    axes = accuracy_speed(make_results(tmp_path, k=(1,), steps=30)).axes[1]
-    assert axes.get_xscale() == "log"
-    # The last step is labelled although it is no round number.
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "5", "10", "20", "30"]
-    assert axes.get_xlim() == (1, 30)
-
-
-def test_a_simulation_of_one_step_is_drawn(tmp_path: Path) -> None:
-    assert accuracy_speed(make_results(tmp_path, k=(1,), steps=1)).axes[1].get_xlim() == (1, 2)
-
-
-def test_spikes_are_stacked_beside_the_number_of_neurons(results: list[ChainResult]) -> None:
-    figure = sparsity(results)
-    (axes,) = figure.axes
-    # k = 0: 160 thousand positive and 41 thousand negative on top
-    positive, negative = bars_of(axes)[:2]
-    assert (positive.get_height(), negative.get_y(), negative.get_height()) == (160, 160, 41)
-    assert axes.get_ylabel() == "spikes per image (thousand)"
-    assert lines_of(axes)[0].get_ydata()[0] == 336.128
-    assert legend_of(figure) == ["positive spikes", "negative spikes", "336,128 neurons"]
-    # 201,000 / 336,128 = 0.598
-    assert written_in(axes)[0] == "0.60 spikes\nper neuron"
-
-
-def test_operations_stand_beside_those_of_the_ann(results: list[ChainResult]) -> None:
-    (axes,) = sops(results).axes
-    # 270 million SOPs for k = 0; 399,190,016 multiply-accumulates, and three additions for each: 1,197,570,048
-    assert written_in(axes) == ["270", "443", "726", "399", "1,198"]
-    assert bars_of(axes)[-1].get_height() == pytest.approx(1197.570048)
-    assert axes.get_ylabel() == "operations per image (million)"
-    assert to_hex(bars_of(axes)[1].get_facecolor()) == color_of(1)
-
-
-def test_error_bars_say_what_they_are(tmp_path: Path) -> None:
-    results = make_results(tmp_path, k=(1,), seed=(0, 1))
-    assert legend_of(sops(results)) == ["± 1 standard deviation (n = 2)"]
-    assert legend_of(sparsity(results))[-1] == "± 1 standard deviation (n = 2)"
-
-
-@pytest.mark.parametrize("draw", FIGURES)
-def test_full_precision_alone_is_drawn_and_said(
-    tmp_path: Path, draw: Callable[[Sequence[ChainResult]], Figure]
-) -> None:
-    figure = draw(make_results(tmp_path, k=("fp32",), data=data_set("digits")))
-    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-    assert any("only full precision was run" in title for title in titles)
-
-
-def test_the_title_names_network_images_and_their_number(tmp_path: Path) -> None:
-    figure = accuracy_speed(make_results(tmp_path, k=(1,), data=data_set("digits")))
-    assert figure.get_suptitle() == "cnn1 on scikit-learn digits, 360 test images"
-
-
-def test_a_file_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
-    results = make_results(tmp_path, k=(1,), data=data_set("images", name=r"images of $\nothing$.zip"))
-    figure = sops(results)
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()  # a formula that matplotlib does not know would raise here
-    assert "nothing" in figure.axes[0].get_title()
-
-
-CASES: dict[str, dict[str, Any]] = {
-    "many k": {"k": ("fp32", 0, 1, 2, 3, 4, 5, 6)},
-    "one k": {"k": (1,), "steps": 30},
-    "full precision": {"k": ("fp32",)},
-    "seeds, long name": {
-        "seed": (0, 1),
-        "data": data_set("images", name="images of " + "a-long-name-" * 5 + ".tar.gz"),
-    },
-}
+# Room
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("draw", FIGURES)
-def test_nothing_is_cut_off_and_no_label_covers_another(tmp_path: Path, draw: Draw, case: str) -> None:
-    figure = draw(make_results(tmp_path, **CASES[case]))
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in texts_of(figure) if text.get_text()}
-    width, height = canvas.get_width_height()
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off_and_no_label_covers_another(name: str, case: str) -> None:
+    figure = figure_of(name, case)
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    boxes = {text: text.get_window_extent() for text in texts_of(figure) if text.get_text()}
+    assert figure.get_suptitle() in {text.get_text() for text in boxes}
+    whole = figure.bbox
+    for legend in legends_of(figure):
+        box = legend.get_window_extent()
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+        assert inside, f"the legend {legend_of(figure)} is cut off"
     for text, box in boxes.items():
-        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
         assert inside, f"{text.get_text()!r} is cut off"
         covered = [other.get_text() for other, place in boxes.items() if other is not text and box.overlaps(place)]
         assert not covered, f"{text.get_text()!r} covers {covered}"
 
 
-def texts_of(figure: Figure) -> Iterator[Text]:
-    """Every text that is drawn; matplotlib also keeps labels for ticks beyond the limits of an axis."""
-    yield from figure.texts
-    for legend in figure.legends:
-        yield from legend.get_texts()
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_are_large_enough_to_be_read_at_half_size(name: str) -> None:
+    for case in ("many k", "one k"):
+        figure = figure_of(name, case)
+        # The caption of the energies is the small print of the figure.
+        sizes = {text.get_fontsize() for text in texts_of(figure) if text.get_text() != figure.get_supxlabel()}
+        assert min(sizes) >= 11.5
+        assert all(text.get_fontsize() >= 9 for text in figure.texts)
+
+
+def test_a_legend_takes_as_many_columns_as_there_is_room_for() -> None:
+    handles = [Line2D([], [], label=f"a name of some length, number {number}") for number in range(6)]
+
+    def columns(width: float, wanted: int) -> int:
+        with style():
+            figure = Figure(figsize=(width, 4), layout="constrained")
+            legend_below(figure, handles, columns=wanted)
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        return len({round(text.get_window_extent().x0) for text in legend.get_texts()})
+
+    # A column takes about 3.5 inches.
+    assert [columns(width, 3) for width in (12.0, 8.0, 4.0, 1.0)] == [3, 2, 1, 1]
+    assert columns(30.0, 2) == 2
+
+
+def test_nothing_to_name_gives_no_legend() -> None:
+    figure = Figure()
+    legend_below(figure, [])
+    assert figure.legends == []
+
+
+# Colours
+
+
+def colors_of(figure: Figure) -> set[str]:
+    """Colours of all that shows data; the greys that belong to no k are left out."""
+    found = set()
     for axes in figure.axes:
-        yield from (child for child in axes.get_children() if isinstance(child, Text))
-        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            yield axis.label
-            shown = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            yield from (tick.label1 for tick in shown if tick.label1.get_visible())
+        found |= {to_hex(color_shown(line)) for line in axes.lines}
+        found |= {to_hex(bar.get_facecolor()) for bar in bars_of(axes)}
+        found |= {to_hex(color) for collection in axes.collections for color in collection.get_facecolor()}
+    neutral = {to_hex(color) for color in ("black", "white", "gray", GRAY, FULL_PRECISION, tint(FULL_PRECISION))}
+    return found - neutral
 
 
-@pytest.mark.parametrize("draw", [accuracy_speed, sparsity])
-def test_the_same_data_gives_the_same_bytes(tmp_path: Path, draw: Draw) -> None:
-    results = make_results(tmp_path, k=("fp32", 1))
-    save(draw(results), tmp_path / "first", "figure")
-    with mpl.rc_context({"font.size": 30, "savefig.dpi": 50}):
-        save(draw(results), tmp_path / "second", "figure")
-    for name in ("figure.png", "figure.svg"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["figure.png", "figure.svg"]
+def color_shown(line: Line2D) -> Any:
+    """Of a line, or where there is none of its marks: of their area or, as in the caps of error bars, their edge."""
+    if line.get_linestyle() != "None":
+        return line.get_color()
+    filled = MarkerStyle(line.get_marker()).is_filled()
+    return line.get_markerfacecolor() if filled else line.get_markeredgecolor()
 
 
-def test_settings_of_the_caller_stay_as_they_are(results: list[ChainResult], tmp_path: Path) -> None:
-    with mpl.rc_context({"font.size": 30}):
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_k_has_its_colour_and_no_other_colour_is_there(name: str) -> None:
+    own = {color_of(k) for k in MANY}
+    tints = {tint(color) for color in own} | {tint(tint(color)) for color in own}
+    found = colors_of(figure_of(name, "many k"))
+    assert own <= found <= own | tints
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"sparsity", "sops", "energy"}))
+def test_the_legend_gives_every_k_its_colour(name: str) -> None:
+    (legend,) = figure_of(name, "many k").legends
+    handles = {text.get_text(): handle for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+    for k in MANY:
+        assert same_color(color_in_legend(handles[f"k = {k}"]), color_of(k))
+
+
+def color_in_legend(handle: Artist | None) -> Any:
+    assert handle is not None
+    return handle.get_color() if isinstance(handle, Line2D) else handle.get_facecolor()  # type: ignore[attr-defined]
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_with_several_seeds_the_legend_tells_their_number(name: str) -> None:
+    assert "± 1 standard deviation (n = 3)" in legend_of(figure_of(name, "seeds of digits"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_with_one_seed_there_are_neither_bands_nor_error_bars_nor_a_word_about_them(name: str) -> None:
+    figure = figure_of(name, "published")
+    assert not any("deviation" in text for text in legend_of(figure))
+    assert not any(axes.collections or error_bars_of(axes) for axes in figure.axes)
+
+
+def test_unequal_numbers_of_seeds_are_told_as_a_range() -> None:
+    def seeds(*numbers: int) -> list[Series]:
+        return [Series(1, "k = 1", "#000000", "-", [Run(1)] * number) for number in numbers]
+
+    assert spread_named(seeds(1, 1)) is None
+    assert spread_named([]) is None
+    assert spread_named(seeds(3, 3)) == "± 1 standard deviation (n = 3)"
+    assert spread_named(seeds(3, 1, 2)) == "± 1 standard deviation (n = 1 to 3)"
+
+
+# Titles
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_full_precision_alone_is_drawn_and_said(name: str) -> None:
+    assert figure_of(name, "fp32").get_suptitle().endswith("\n(only full precision was run: nothing to spike)")
+    assert "nothing to spike" not in figure_of(name, "published").get_suptitle()
+
+
+def test_a_title_names_each_of_several_data_sets(tmp_path: Path) -> None:
+    results = make_results(tmp_path / "one", k=(0,)) + make_results(
+        tmp_path / "other", k=(1,), images=data_set("images")
+    )
+    title = "cnn1 on CIFAR-10 (official archive), 10,000 test images and images of photos.tar.gz, 10,000 test images"
+    assert compare(results).title == title
+
+
+def test_a_file_name_with_dollar_signs_is_no_formula() -> None:
+    comparison = replace(comparison_of("one k"), title=r"cnn1 on images of $\nothing$.zip")
+    figure = sops(comparison)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()  # a formula that matplotlib does not know would raise here
+    assert r"$\nothing$" in figure.get_suptitle()
+
+
+# Comparisons
+
+
+def test_seeds_of_a_k_are_one_series_in_the_order_of_the_grid() -> None:
+    comparison: Comparison = comparison_of("seeds of digits")
+    assert [(series.k, len(series.runs)) for series in comparison.series] == [("fp32", 3), (0, 3), (2, 3)]
+    assert [series.k for series in comparison.spiking] == [0, 2]
+    assert [series.name for series in comparison.series] == ["full-precision ANN", "k = 0", "k = 2"]
+    assert comparison.last_step == 100
+    assert not comparison.has_published
+
+
+def test_steps_of_full_precision_alone_are_those_of_the_settings(tmp_path: Path) -> None:
+    assert compare(make_results(tmp_path, k=("fp32",), steps=70)).last_step == 70
+
+
+# Style
+
+
+def test_the_style_sheet_can_be_used_elsewhere() -> None:
+    with mpl.rc_context():
+        mpl.rcdefaults()
         before = dict(mpl.rcParams)
-        save(sparsity(results), tmp_path, "sparsity")
+        matplotlib.style.use("quantspike.figures.paper")
+        changed = {name for name, value in mpl.rcParams.items() if before[name] != value}
+        assert (mpl.rcParams["font.size"], mpl.rcParams["svg.hashsalt"]) == (13.0, "quantspike")
+        assert {"savefig.dpi", "axes.spines.top", "legend.frameon", "text.parse_math"} <= changed
+        used = dict(mpl.rcParams)
+    # It is all there is: figures are drawn with it on top of matplotlib's defaults.
+    with style():
+        assert {name: mpl.rcParams[name] for name in used} == used
+
+
+def test_settings_of_the_caller_neither_count_nor_change() -> None:
+    with mpl.rc_context({"font.size": 30, "lines.linewidth": 7}):
+        before = dict(mpl.rcParams)
+        with style():
+            assert (mpl.rcParams["font.size"], mpl.rcParams["lines.linewidth"]) == (13.0, 2.0)
+        sparsity(comparison_of("one k"))
         assert dict(mpl.rcParams) == before
 
 
-def plot_stage() -> Any:
-    path = Path(__file__).parents[1] / "stages" / "plot.py"
-    return SimpleNamespace(**runpy.run_path(str(path)))
+def test_settings_of_the_caller_come_back_after_an_error() -> None:
+    with mpl.rc_context({"font.size": 30}):
+        with pytest.raises(ZeroDivisionError), style():
+            raise ZeroDivisionError
+        assert mpl.rcParams["font.size"] == 30
 
 
-def test_the_plot_stage_writes_figures_and_their_tables(tmp_path: Path) -> None:
-    params = make_params(k=("fp32", 1))
-    for chain in chains(params, tmp_path):
-        make_chain(chain)
-    plot_stage().main(params, tmp_path, "paper", "cnn1")
-    folder = tmp_path / "plots" / "paper" / "cnn1"
-    figures = {f"{name}.{kind}" for name in ("accuracy_speed", "sparsity", "sops") for kind in ("png", "svg")}
-    assert {path.name for path in folder.iterdir()} == figures | {
-        "steps.csv",
-        "training.csv",
-        "runs.csv",
-        "sources.csv",
-    }
-    assert pd.read_csv(folder / "runs.csv")["k"].tolist() == ["fp32", "1"]
-    assert len(pd.read_csv(folder / "steps.csv")) == 100
-    assert len(pd.read_csv(folder / "training.csv")) == 2 * 200
+# Files
 
 
-def test_the_plot_stage_names_an_unfinished_chain(tmp_path: Path) -> None:
-    params = make_params(k=("fp32", 1))
-    make_chain(chains(params, tmp_path)[0])
-    with pytest.raises(QuantspikeError, match="not finished: paper-cnn1-1-0"):
-        plot_stage().main(params, tmp_path, "paper", "cnn1")
-    assert not (tmp_path / "plots").exists()
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "new" / "folder"
+    with mpl.rc_context({"font.size": 30, "savefig.dpi": 50, "svg.fonttype": "none"}):
+        before = dict(mpl.rcParams)
+        save(figure_of("settling", "one k"), folder, "some name")
+        assert dict(mpl.rcParams) == before
+    return folder
 
 
-def test_the_plot_stage_refuses_a_network_outside_the_grid(tmp_path: Path) -> None:
-    with pytest.raises(QuantspikeError, match="holds no such chain"):
-        plot_stage().main(make_params(), tmp_path, "paper", "cnn2")
+def test_a_figure_is_saved_as_png_and_svg_and_nothing_is_left_beside_them(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["some name.png", "some name.svg"]
+    png = (saved / "some name.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    # Width and height stand in bytes 16 to 23: 8 x 5.4 inches at 200 dots, whatever the caller has set.
+    assert [int.from_bytes(png[start : start + 4], "big") for start in (16, 20)] == [1600, 1080]
+
+
+def test_files_tell_neither_date_nor_version(saved: Path) -> None:
+    svg = (saved / "some name.svg").read_text()
+    assert "<svg" in svg
+    assert not re.search(r"<dc:date>|<dc:creator>|\d{4}-\d\d-\d\dT|matplotlib\.org", svg)
+    assert b"Software" not in (saved / "some name.png").read_bytes()
+
+
+def test_letters_in_an_svg_are_outlines(saved: Path) -> None:
+    assert "<text" not in (saved / "some name.svg").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plots").write_text("a file")
+    with pytest.raises(QuantspikeError, match="plots"):
+        save(figure_of("settling", "one k"), tmp_path / "plots", "settling")

@@ -53,6 +53,7 @@ def trace() -> Trace:
         settled_step=np.array([3, 1, 3, 1, 6]),
         final_predictions=np.array([1, 0, 2, 1, 0]),
         integer_predictions=np.array([1, 0, 2, 1, 0]),
+        largest_counts=np.array([3, 1]),
         mismatching_images=0,
         first_mismatch=None,
     )
@@ -112,6 +113,7 @@ def test_totals_are_the_values_at_the_last_step(trace: Trace) -> None:
         "stable_step": 3,
         "settled_step": None,
         "unsettled": 1,
+        "largest_counts": [3, 1],
         "positive_spikes": 4.0,
         "negative_spikes": 1.0,
         "net_spikes": 3.0,
@@ -219,6 +221,7 @@ def test_everything_that_was_measured_is_written(tmp_path: Path, trace: Trace) -
     written: dict[str, Any] = json.loads((tmp_path / "snn.json").read_text())
     found = totals(trace, LABELS, ANN)
     assert {name: written[name] for name in found} == found
+    assert written["largest_counts"] == [3, 1]
     assert json.loads((tmp_path / "certificate.json").read_text()) == certificate(trace, ARCHITECTURE, 10)
     # The trained network is right in 4 of 5 images; 4 positive and 1 negative spikes per image.
     headline = {"ann_accuracy": 0.8, "snn_accuracy": 0.8, "stable_step": 3, "spikes": 5.0, "synops": 15.0}
@@ -236,10 +239,12 @@ def test_a_network_without_spikes_gets_files_without_rows(tmp_path: Path) -> Non
 
 def test_traces_of_pieces_are_joined_in_order(trace: Trace) -> None:
     first = Mismatch(image=7, layer=1, channel=0, y=1, x=0, spiking=3, integer=4)
-    wrong = replace(trace, mismatching_images=3, first_mismatch=first)
+    wrong = replace(trace, mismatching_images=3, first_mismatch=first, largest_counts=np.array([2, 5]))
     joined = concatenate([trace, wrong, replace(wrong, first_mismatch=replace(first, image=12))])
     assert (joined.images, joined.steps, joined.mismatching_images) == (15, 4, 6)
     assert joined.first_mismatch == first
+    # By layer: of (3, 1), (2, 5) and (2, 5).
+    assert joined.largest_counts.tolist() == [3, 5]
     assert joined.predictions.tolist() == np.tile(trace.predictions, 3).tolist()
     assert joined.settled_step.tolist() == [3, 1, 3, 1, 6] * 3
     assert joined.layer_synops.tolist() == (3 * trace.layer_synops).tolist()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from quantspike.palette import color_of
+from quantspike.palette import color_of, spare_color
 from quantspike.params import LARGEST_K
 
 
@@ -19,6 +19,11 @@ def test_every_precision_has_a_colour_of_its_own() -> None:
 def test_colours_beyond_the_palette_are_mixed_with_black_then_white() -> None:
     # 0.6 x (0, 114, 178) = (0, 68.4, 106.8); then 0.5 x (0, 114, 178) + 127.5 = (127.5, 184.5, 216.5), ties to even.
     assert (color_of(0), color_of(7), color_of(14)) == ("#0072b2", "#00446b", "#80b8d8")
+
+
+def test_what_has_no_k_takes_the_palette_from_its_end_and_never_yellow() -> None:
+    # Orange and light blue are those of k = 5 and k = 4, which are shown seldom.
+    assert [spare_color(place) for place in range(7)] == [color_of(k) for k in (5, 4, 3, 2, 1, 0, 5)]
 
 
 @pytest.mark.parametrize("k", [-1, 25])

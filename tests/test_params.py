@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from quantspike.errors import QuantspikeError
-from quantspike.params import LARGEST_K, Finetune, Train, check_precision, load_params
+from quantspike.params import LARGEST_K, Energy, Finetune, Train, check_precision, load_params
 from quantspike.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,14 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
         "convert": {"weight_bits": 12},
         "simulate": {"steps": 100, "settle_limit": 1000, "engine": "auto", "batch_size": 50, "log_batch": 50},
     }
+
+
+def test_the_prices_of_the_project_are_those_of_a_45_nanometre_process() -> None:
+    # Horowitz, ISSCC 2014, in pJ: a floating point addition 0.9 and multiplication 3.7; on 8 bits 0.03 and 0.2.
+    prices = {"fp32_mac": 0.9 + 3.7, "int8_mac": 0.03 + 0.2, "int32_add": 0.1, "on_chip": 5.0, "dram": 640.0}
+    assert load_params(ROOT / "params.yaml").energy.model_dump() == pytest.approx(prices)
+    # They stand in the file for all to see, and those that are left out are the same.
+    assert load_params(ROOT / "params.yaml").energy == Energy()
 
 
 def test_the_grid_covers_both_published_networks_at_all_published_precisions() -> None:
@@ -158,6 +166,13 @@ def test_a_rate_that_yaml_takes_for_text_is_the_number_that_was_meant(tmp_path: 
     assert (profile.train.learning_rate, profile.width) == (0.001, 0.5)
 
 
+def test_a_price_may_be_nothing_and_the_others_stay(write_params: Edit) -> None:
+    assert load_params(write_params()).energy == Energy()
+    prices = load_params(write_params({"energy": {"dram": 0, "on_chip": "1e1"}})).energy
+    assert prices == Energy(dram=0.0, on_chip=10.0)
+    assert prices.fp32_mac == 4.6
+
+
 def test_a_whole_number_is_fine_as_a_rate(write_params: Edit) -> None:
     assert load_params(write_params({"profiles.tiny.finetune.learning_rate": 1})).profiles["tiny"].width == 0.5
 
@@ -171,6 +186,11 @@ def test_fp32_and_every_k_from_0_to_the_limit_are_precisions(k: Any, write_param
 def test_settling_may_be_watched_for_exactly_as_long_as_the_curves(write_params: Edit) -> None:
     changes = {"profiles.tiny.simulate.steps": 7, "profiles.tiny.simulate.settle_limit": 7}
     assert load_params(write_params(changes)).profiles["tiny"].simulate.settle_limit == 7
+
+
+def test_all_that_the_network_sees_may_be_cut_out(write_params: Edit) -> None:
+    train = load_params(write_params({"profiles.tiny.train.cutout": 8})).profiles["tiny"].train
+    assert train.cutout == 8
 
 
 @pytest.mark.parametrize("bits", [4, 16])
@@ -190,7 +210,7 @@ def test_a_device_may_be_named_by_kind_and_number(device: str, write_params: Edi
 @pytest.mark.parametrize(
     ("place", "allowed"),
     [
-        ("lunch", "run, models, profiles, launch, device, compile, checkpoint_minutes"),
+        ("lunch", "run, models, profiles, energy, launch, device, compile, checkpoint_minutes"),
         ("run.epochs", "profile, model, k, seed"),
         ("models.small.width", "layers"),
         ("profiles.tiny.trian", "data, width, train, finetune, convert, simulate"),
@@ -306,6 +326,11 @@ def test_a_missing_section_is_not_blamed_on_what_a_recipe_would_fill_in(train: A
         ("profiles.tiny.train.contrast", 1, "contrast: Input should be less than 1 (found 1)"),
         ("profiles.tiny.train.cutout", -1, "cutout: Input should be greater than or equal to 0 (found -1)"),
         (
+            "profiles.tiny.train.cutout",
+            9,
+            "profiles.tiny: train.cutout is 9, but the network sees only 8 x 8 pixels (data.crop): set it to 8 or less",
+        ),
+        (
             "profiles.tiny.train.schedule",
             "step",
             "train.schedule: Input should be 'constant', 'linear' or 'cosine' (found 'step')",
@@ -347,6 +372,16 @@ def test_a_missing_section_is_not_blamed_on_what_a_recipe_would_fill_in(train: A
             19,
             "profiles.tiny.simulate: settle_limit is 19, but images are watched for all 20 steps",
         ),
+        ("energy", {"fp32_mac": -4.6}, "energy.fp32_mac: Input should be greater than or equal to 0 (found -4.6)"),
+        ("energy", {"dram": -1}, "energy.dram: Input should be greater than or equal to 0 (found -1)"),
+        ("energy", {"on_chip": float("nan")}, "energy.on_chip: Input should be a finite number (found nan)"),
+        ("energy", {"int32_add": True}, "energy.int32_add: Input should be a valid number (found True)"),
+        (
+            "energy",
+            {"fp16_mac": 1},
+            "energy.fp16_mac: this key is unknown; allowed are fp32_mac, int8_mac, int32_add, on_chip, dram",
+        ),
+        ("energy", 5, "energy: Input should be a valid dictionary"),
         ("device", "gpu", "(found 'gpu')"),
         ("device", "cuda:", "(found 'cuda:')"),
     ],

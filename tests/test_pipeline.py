@@ -87,9 +87,9 @@ def test_a_new_k_runs_only_its_own_chain_and_what_shows_all(project: Path) -> No
     back = stages_run(run(project, "dvc", "repro"))
     assert [name for name in back if not name.startswith(("plot", "publish"))] == []
 
-    summary = pd.read_csv(project / "metrics" / "summary.csv", dtype={"k": str})
-    assert list(summary["k"]) == ["0", "fp32", "3"]
-    spiking = summary[summary["k"] != "fp32"]
+    runs = pd.read_csv(project / "metrics" / "runs.csv", dtype={"k": str})
+    assert list(runs["k"]) == ["0", "fp32", "3"]
+    spiking = runs[runs["k"] != "fp32"]
     assert (spiking["differing_predictions"] == 0).all()
     assert (spiking["snn_accuracy"] == spiking["integer_accuracy"]).all()
 

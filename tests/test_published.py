@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from make_results import CIFAR10, make_params
@@ -9,12 +10,15 @@ from quantspike.params import Precision
 from quantspike.published import (
     LAYERS,
     PUBLISHED,
+    Published,
     departures,
     is_published_data,
     is_published_network,
     published,
+    published_curve,
 )
 from quantspike.recipes import RECIPES
+from quantspike.simulation.measures import stable_step
 
 PAPER = {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200}
 
@@ -39,6 +43,47 @@ def test_both_networks_are_there_with_four_precisions_each() -> None:
     assert set(PUBLISHED) == {(model, k) for model in ("cnn1", "cnn2") for k in precisions}
     assert published("cnn1", 3) is None
     assert published("other", 1) is None
+
+
+SPIKING = [row for row in PUBLISHED.values() if row.k != "fp32"]
+
+
+@pytest.mark.parametrize("row", SPIKING, ids=[f"{row.model}-{row.k}" for row in SPIKING])
+def test_a_published_curve_ends_on_the_published_row(row: Published) -> None:
+    curve = published_curve(row.model, row.k)
+    assert curve is not None
+    assert list(curve["step"]) == list(range(1, 101))
+    last = curve.iloc[-1]
+    assert last["accuracy"] == row.snn_accuracy
+    assert stable_step(curve["accuracy"].to_numpy()) == row.stable_step
+    # The table has whole numbers per image, the curve one or two decimal places.
+    for name in ("synops", "positive_spikes", "negative_spikes"):
+        assert abs(last[name] - getattr(row, name)) <= 0.5, name
+        assert curve[name].is_monotonic_increasing, name
+
+
+def test_a_published_curve_is_read_with_its_signs_apart() -> None:
+    curve = published_curve("cnn1", 0)
+    assert curve is not None
+    # 127,889.38 spikes up to step 2, 94,500.15 of them net: (sum) / 2 = 111,194.765 and (difference) / 2 = 16,694.615.
+    assert curve.iloc[1].tolist() == pytest.approx([2, 0.7696, 173567540.3, 111194.765, 16694.615], abs=1e-6)
+    # All 81,062.88 spikes of the first step are net.
+    assert curve.iloc[0].tolist() == pytest.approx([1, 0.2973, 111042071.7, 81062.88, 0], abs=1e-6)
+
+
+def test_no_curve_was_published_of_full_precision_of_other_precisions_and_of_other_networks() -> None:
+    unpublished: list[tuple[str, Precision]] = [("cnn1", "fp32"), ("cnn2", "fp32"), ("cnn1", 3), ("other", 1)]
+    assert [published_curve(*key) for key in unpublished] == [None] * 4
+
+
+def test_whoever_changes_a_published_curve_changes_only_his_own() -> None:
+    first = published_curve("cnn1", 1)
+    assert first is not None
+    before = first.copy()
+    first.loc[:, "accuracy"] = 0.0
+    again = published_curve("cnn1", 1)
+    assert again is not None
+    pd.testing.assert_frame_equal(again, before)
 
 
 @pytest.mark.parametrize(("model", "neurons", "weights"), [("cnn1", 336_128, 7_852_576), ("cnn2", 411_648, 18_522_496)])

@@ -16,10 +16,10 @@ from quantspike.params import Params
 from quantspike.paths import Chain, chains
 from quantspike.results import FILES, ChainResult, missing_files, read_all, read_chain, read_finished
 from quantspike.tables import (
-    SUMMARY_COLUMNS,
+    RUNS_COLUMNS,
+    runs_table,
     sources_table,
     steps_table,
-    summary_table,
     training_table,
     write_table,
 )
@@ -67,7 +67,10 @@ def test_a_spiking_chain_is_read_in_full(results: list[ChainResult]) -> None:
     assert result.steps is not None
     assert result.steps["step"].tolist() == list(range(1, 101))
     assert result.layers is not None
-    assert len(result.layers) == 200
+    assert len(result.layers) == 100 * 10
+    # 3 x 2^k in every layer of the made-up networks
+    assert result.snn.largest_counts == [6] * 10
+    assert result.architecture.text == "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024"
 
 
 def test_full_precision_has_no_spiking_parts(results: list[ChainResult]) -> None:
@@ -85,21 +88,21 @@ def test_epochs_count_on_over_both_phases(results: list[ChainResult]) -> None:
     assert training["validation_accuracy"].isna().all()
 
 
-def test_the_summary_has_the_columns_in_their_order_and_the_grid_s_rows(results: list[ChainResult]) -> None:
-    table = summary_table(results)
-    assert tuple(table.columns) == SUMMARY_COLUMNS
+def test_the_runs_have_the_columns_in_their_order_and_the_grid_s_rows(results: list[ChainResult]) -> None:
+    table = runs_table(results)
+    assert tuple(table.columns) == RUNS_COLUMNS
     assert table["k"].tolist() == ["fp32", "0", "1", "2"]
     assert table["snn_accuracy"].tolist()[1:] == [0.9264, 0.9286, 0.9308]
 
 
-def test_the_summary_file_keeps_whole_numbers_whole_and_gaps_empty(results: list[ChainResult], tmp_path: Path) -> None:
-    write_table(tmp_path / "summary.csv", summary_table(results))
-    lines = (tmp_path / "summary.csv").read_text().splitlines()
-    assert lines[0] == ",".join(SUMMARY_COLUMNS)
-    assert lines[1] == "paper,cnn1,fp32,0,10000,0.9266,,,,,,,,,,,399190016,0.9266,,,"
+def test_the_file_of_runs_keeps_whole_numbers_whole_and_gaps_empty(results: list[ChainResult], tmp_path: Path) -> None:
+    write_table(tmp_path / "runs.csv", runs_table(results))
+    lines = (tmp_path / "runs.csv").read_text().splitlines()
+    assert lines[0] == ",".join(RUNS_COLUMNS)
+    assert lines[1] == "paper,cnn1,fp32,0,10000,0.9266,,,,,,,,,,,,399190016,0.9266,,,,,"
     assert lines[2] == (
-        "paper,cnn1,0,0,10000,0.926,0.9264,0.9264,0.989,0,29,56,0,"
-        "160000.0,41000.0,270000000.0,399190016,,0.9264,29,270161535"
+        "paper,cnn1,0,0,10000,0.926,0.9264,0.9264,0.989,0,29,56,0,10000,"
+        "160000.0,41000.0,270000000.0,399190016,,0.9264,29,270161535,160087,41371"
     )
     # k = 2 never settled: nothing between its stable step, 95, and its 0 unsettled images.
     assert ",95,,0," in lines[4]
@@ -115,8 +118,8 @@ def test_the_sources_table_changes_with_any_result_file(results: list[ChainResul
 
 
 def test_no_results_give_a_table_without_rows() -> None:
-    assert tuple(summary_table([]).columns) == SUMMARY_COLUMNS
-    assert len(summary_table([])) == len(training_table([])) == len(steps_table([])) == 0
+    assert tuple(runs_table([]).columns) == RUNS_COLUMNS
+    assert len(runs_table([])) == len(training_table([])) == len(steps_table([])) == 0
 
 
 def test_the_training_table_has_a_row_per_run_and_epoch(results: list[ChainResult]) -> None:
@@ -138,7 +141,7 @@ def test_long_tables_of_full_precision_alone_keep_their_header(results: list[Cha
 
 
 def test_the_published_row_stands_beside_the_official_images(results: list[ChainResult]) -> None:
-    row = summary_table(results).iloc[2]
+    row = runs_table(results).iloc[2]
     assert (row["published_snn_accuracy"], row["published_stable_step"]) == (0.9277, 57)
 
 
@@ -162,7 +165,7 @@ def test_a_narrower_network_gets_no_published_row(tmp_path: Path) -> None:
     made_with = make_made_with()
     made_with["settings"]["width"] = 0.25
     chain = Chain("paper", "cnn1", 0, 0, tmp_path)
-    make_chain(chain, made_with=made_with)
+    make_chain(chain, made_with=made_with, architecture=params.architecture("paper", "cnn1"))
     assert read_all([chain], params)[0].published is None
 
 
@@ -203,6 +206,14 @@ def test_results_of_other_settings_are_not_shown_under_those_of_today(
     assert [result.chain for result in read_finished(grid[1:2], today)] == []
     note = "note: left out, since of other settings: 1 of 1 chains (paper-cnn1-0-0); dvc repro runs them\n"
     assert capsys.readouterr().err == note
+
+
+def test_results_of_other_layers_are_not_shown_under_those_of_today(grid: list[Chain], params: Params) -> None:
+    # CNN 2 in the place of CNN 1: 411,648 neurons for 336,128. Its layers.csv, of ten layers as well, is not blamed.
+    today = params.model_copy(update={"models": {"cnn1": params.models["cnn2"]}})
+    message = r"made with other settings \(neurons of cnn1 is 411648, it had 336128\); run dvc repro"
+    with pytest.raises(QuantspikeError, match=message):
+        read_all(grid[1:], today)
 
 
 def test_a_finished_grid_gives_no_warning(
@@ -254,6 +265,7 @@ def test_an_empty_table_is_damaged(grid: list[Chain], params: Params, name: str)
         ("ann.json", {"accuracy": 92.6}, "accuracy: Input should be less than or equal to 1"),
         ("ann.json", {"images": "many"}, "images: Input should be a valid integer"),
         ("ann.json", {"data": {"kind": "digits"}}, "data.name: Field required"),
+        ("snn.json", {"largest_counts": [3, -1]}, "largest_counts.1: Input should be greater than or equal to 0"),
         ("snn.json", {"stable_step": 0}, "stable_step: Input should be greater than or equal to 1"),
         ("conversion.json", {"weight_bits": None}, "weight_bits: Input should be a valid integer"),
     ],
@@ -263,6 +275,25 @@ def test_a_value_of_another_shape_is_named(
 ) -> None:
     change_json(grid[1].metrics / name, **changes)
     with pytest.raises(QuantspikeError, match=rf"{re.escape(name)} is of another shape: {re.escape(message)}"):
+        read_chain(grid[1], params)
+
+
+def test_a_simulation_without_largest_counts_is_of_another_shape(grid: list[Chain], params: Params) -> None:
+    path = grid[1].metrics / "snn.json"
+    content = json.loads(path.read_text())
+    del content["largest_counts"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(QuantspikeError, match=r"snn\.json is of another shape: largest_counts: Field required; delete"):
+        read_chain(grid[1], params)
+
+
+@pytest.mark.parametrize("counts", [[3] * 9, [3] * 11])
+def test_largest_counts_of_another_number_of_layers_are_refused(
+    grid: list[Chain], params: Params, counts: list[int]
+) -> None:
+    change_json(grid[1].metrics / "snn.json", largest_counts=counts)
+    message = rf"snn\.json has {len(counts)} largest_counts, expected one for each of the 10 layers; delete it"
+    with pytest.raises(QuantspikeError, match=message):
         read_chain(grid[1], params)
 
 
@@ -309,6 +340,24 @@ def test_a_table_with_other_columns_is_refused(grid: list[Chain], params: Params
 def test_a_table_that_ends_early_is_refused(grid: list[Chain], params: Params) -> None:
     change_table(grid[1].metrics / "snn.csv", lambda table: table[:-1])
     with pytest.raises(QuantspikeError, match=r"snn\.csv: step must count from 1 to 100, line by line"):
+        read_chain(grid[1], params)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table[:-1],
+        lambda table: table.iloc[[1, 0, *range(2, len(table))]],
+        lambda table: table.assign(neurons=1),
+        lambda table: table[table["layer"] < 10],
+    ],
+    ids=["a line short", "two layers exchanged", "other neurons", "a layer less"],
+)
+def test_layers_must_be_those_of_the_network_in_turn(grid: list[Chain], params: Params, change: Any) -> None:
+    change_table(grid[1].metrics / "layers.csv", change)
+    with pytest.raises(
+        QuantspikeError, match=r"layers\.csv must have a line for each of the 10 layers in turn; delete"
+    ):
         read_chain(grid[1], params)
 
 

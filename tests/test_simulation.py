@@ -65,6 +65,7 @@ def expected_trace(network: IntegerNetwork, images: Tensor, steps: int) -> dict[
         "settled_step": np.array([one.settled_step for one in runs]),
         "final_predictions": np.array([one.predictions[-1] for one in runs]),
         "integer_predictions": np.array([oracle.prediction(network, counts[-1]) for counts in settled]),
+        "largest_counts": np.max([[counts.max() for counts in layers] for layers in settled], axis=0),
         "mismatching_images": 0,
         "first_mismatch": None,
     }
@@ -155,10 +156,9 @@ def test_the_batch_size_changes_nothing(run: Run, network: IntegerNetwork, image
 def test_the_order_of_the_images_changes_nothing(run: Run, network: IntegerNetwork, images: Tensor) -> None:
     order = torch.tensor([4, 0, 6, 1, 5, 3, 2])
     trace, shuffled = run(network, images, 9, batch_size=3), run(network, images[order], 9, batch_size=3)
-    by_image = {field.name for field in fields(Trace)} - {"mismatching_images", "first_mismatch"}
-    for name in by_image:
-        values = getattr(trace, name)
-        assert np.array_equal(getattr(shuffled, name), values if name.startswith("layer_") else values[..., order])
+    for name in {field.name for field in fields(Trace)} - {"mismatching_images", "first_mismatch"}:
+        values, by_layer = getattr(trace, name), name.startswith("layer_") or name == "largest_counts"
+        assert np.array_equal(getattr(shuffled, name), values if by_layer else values[..., order])
 
 
 def test_steps_beyond_the_last_repeat_the_counts_at_rest(run: Run, network: IntegerNetwork, images: Tensor) -> None:
@@ -209,6 +209,18 @@ def test_an_image_may_settle_at_the_limit_itself(run: Run, network: IntegerNetwo
     assert (run(network, images, 1, limit=last - 1).settled_step == 0).any()
 
 
+def test_the_largest_counts_are_of_all_images_in_whatever_pieces_they_are_compared(
+    run: Run, network: IntegerNetwork, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(network, images, 9)
+    alone = [run(network, image[None], 9).largest_counts for image in images]
+    # No image has the largest count of every layer, or one of them alone would do.
+    assert all((counts < whole.largest_counts).any() for counts in alone)
+    monkeypatch.setattr(run_module, "COMPARED_AT_ONCE", 2)
+    assert run(network, images, 9).largest_counts.tolist() == np.max(alone, axis=0).tolist()
+    assert whole.largest_counts.tolist() == np.max(alone, axis=0).tolist()
+
+
 def test_an_image_without_contrast_settles_on_what_the_biases_give(run: Run, network: IntegerNetwork) -> None:
     flat = torch.full((1, 2, 8, 8), 99, dtype=torch.uint8)
     assert network.input_current(flat).abs().max() == 0
@@ -245,6 +257,9 @@ def test_a_simulation_worked_out_by_hand(run: Run) -> None:
     assert trace.layer_settled.tolist() == [[1, 1], [1, 2], [2, 2], [2, 2]]
     assert trace.settled_step.tolist() == [3, 1]
     assert trace.settled.tolist() == [[False, True], [False, True], [True, True], [True, True]]
+    # At rest BRIGHT has counts 1 and 3, which take the other neuron to 10 - 3 x 4 = -2: floor(max(0, -2 + 2) / 4) = 0;
+    # that it fired in between does not count. DARK has none.
+    assert trace.largest_counts.tolist() == [3, 0]
     # One spike makes logits (1, 0), none makes a tie, which the lowest class wins.
     assert trace.predictions.tolist() == [[0, 0]] * 4
     assert (trace.images, trace.steps) == (2, 4)

@@ -37,10 +37,15 @@ def fan_outs(architecture: Architecture) -> list[NDArray[np.int64]]:
     return [*inner, np.full((last, last), architecture.classes, dtype=np.int64)]
 
 
-def macs(architecture: Architecture) -> int:
-    """Multiply-accumulates of the plain network per image.
+def layer_macs(architecture: Architecture) -> list[int]:
+    """Multiply-accumulates of the plain network per image, by the layer whose activations are multiplied.
 
     As published: positions in the padding and the classifier are counted, the encoding layer is not.
     """
-    convolutions = sum(layer.neurons * layer.in_channels * layer.kernel**2 for layer in architecture.layers[1:])
-    return convolutions + architecture.layers[-1].neurons * architecture.classes
+    convolutions = [layer.neurons * layer.in_channels * layer.kernel**2 for layer in architecture.layers[1:]]
+    return [*convolutions, architecture.layers[-1].neurons * architecture.classes]
+
+
+def macs(architecture: Architecture) -> int:
+    """Multiply-accumulates of the plain network per image, as `layer_macs` counts them."""
+    return sum(layer_macs(architecture))

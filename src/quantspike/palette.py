@@ -15,6 +15,11 @@ _BASE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e
 _SHADES = ((0, 0.0), (0, 0.4), (255, 0.5), (0, 0.7))
 
 
+def spare_color(place: int) -> str:
+    """A colour for what has no k, such as logs of unknown origin: the palette from its end."""
+    return _BASE[-2 - place % (len(_BASE) - 1)]
+
+
 def color_of(k: Precision) -> str:
     """The colour of a precision as `#rrggbb`: dark grey for fp32, a different one for each k from 0 to 24.
 

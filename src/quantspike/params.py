@@ -74,6 +74,7 @@ def _name(value: Any) -> Any:
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=10)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Price = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Schedule = Literal["constant", "linear", "cosine"]
 Name = Annotated[str, BeforeValidator(_name)]
 
@@ -189,6 +190,26 @@ class Simulate(Section):
         return self
 
 
+class Energy(Section):
+    """Prices of operations and memory accesses, in picojoules; see `quantspike.energy`.
+
+    The defaults are those of a 45 nm process after Horowitz (ISSCC 2014).
+
+    Attributes:
+        fp32_mac: multiply-accumulate of 32-bit floating point numbers.
+        int8_mac: multiply-accumulate of 8-bit whole numbers.
+        int32_add: addition of 32-bit whole numbers.
+        on_chip: access to 32 bits of a small on-chip memory.
+        dram: access to 32 bits of DRAM.
+    """
+
+    fp32_mac: Price = 4.6
+    int8_mac: Price = 0.23
+    int32_add: Price = 0.1
+    on_chip: Price = 5.0
+    dram: Price = 640.0
+
+
 class Profile(Section):
     """One protocol: data, network width and the settings of every stage.
 
@@ -228,13 +249,23 @@ class Profile(Section):
         }
         return content | filled
 
+    @model_validator(mode="after")
+    def _cutout_within_crop(self) -> Profile:
+        if self.train.cutout > self.data.crop:
+            raise ValueError(
+                f"train.cutout is {self.train.cutout}, but the network sees only {self.data.crop} x {self.data.crop} "
+                f"pixels (data.crop): set it to {self.data.crop} or less"
+            )
+        return self
+
 
 class Params(Section):
     """All of `params.yaml`.
 
-    What stands beside `profiles` changes no result but for its last digits, so DVC does not watch it.
+    What stands after `energy` changes no result but for its last digits, so DVC does not watch it.
 
     Attributes:
+        energy: prices of operations and memory accesses, from which figures estimate energies.
         launch: command that starts the stages which several processes can share.
         device: where to compute; `auto` takes a GPU if there is one.
         compile: whether torch.compile builds the training's forward and backward pass.
@@ -244,6 +275,7 @@ class Params(Section):
     run: Run
     models: dict[Name, Model]
     profiles: dict[Name, Profile]
+    energy: Energy = Energy()
     launch: Annotated[str, AfterValidator(_command)] = "python"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     compile: bool = False

@@ -9,8 +9,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from types import MappingProxyType
+
+import pandas as pd
 
 from quantspike.params import Params, Precision, Profile
 from quantspike.recipes import RECIPES
@@ -95,6 +98,30 @@ PUBLISHED: Mapping[tuple[str, Precision], Published] = MappingProxyType(_load())
 def published(model: str, k: Precision) -> Published | None:
     """The published figures of a network, or `None` if that precision was not published."""
     return PUBLISHED.get((model, k))
+
+
+def published_curve(model: str, k: Precision) -> pd.DataFrame | None:
+    """The published course of a simulation, one row per step, or `None` if there is none.
+
+    Columns: step, accuracy (0 to 1) and, cumulative and per image, synops, positive_spikes, negative_spikes.
+    """
+    curves = _curves()
+    curve = curves[(curves["model"] == model) & (curves["k"] == k)].reset_index(drop=True)
+    if curve.empty:
+        return None
+    # s = positive + negative and n = positive - negative are published.
+    curve = curve.assign(
+        positive_spikes=(curve["spikes"] + curve["net_spikes"]) / 2,
+        negative_spikes=(curve["spikes"] - curve["net_spikes"]) / 2,
+    )
+    return curve[["step", "accuracy", "synops", "positive_spikes", "negative_spikes"]]
+
+
+@cache
+def _curves() -> pd.DataFrame:
+    """All published curves, read once; nobody else gets hold of the table, since whoever does could change it."""
+    with resources.files("quantspike").joinpath("published_curves.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, comment="#")
 
 
 def is_published_network(params: Params, profile: str, model: str) -> bool:

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantspike import files
+from quantspike.architecture import Architecture
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params, Profile
 from quantspike.paths import Chain
@@ -99,7 +100,8 @@ class Snn(_Content):
 
     `ann_agreement` is the share of images on which the integer network predicts what the trained one does;
     `differing_predictions` counts the images on which the spiking network, once at rest or else at the settling
-    limit, does not predict what the integer network does; `unsettled` those not at rest after T steps.
+    limit, does not predict what the integer network does; `unsettled` those not at rest after T steps;
+    `largest_counts` holds, for each layer, the largest net count of any neuron and image.
     """
 
     images: Annotated[int, Field(ge=1)]
@@ -111,6 +113,7 @@ class Snn(_Content):
     stable_step: Annotated[int, Field(ge=1)]
     settled_step: Annotated[int, Field(ge=1)] | None
     unsettled: Count
+    largest_counts: list[Count]
     positive_spikes: Amount
     negative_spikes: Amount
     net_spikes: float
@@ -138,6 +141,7 @@ class ChainResult:
     Attributes:
         chain: the combination of the grid.
         settings: its profile in params.yaml.
+        architecture: the network's layers.
         ann: the network before conversion, and its data set.
         training: one row per epoch: phase (`train`, `finetune`), epoch (counted on over both phases), measures.
         conversion: the integer network.
@@ -150,6 +154,7 @@ class ChainResult:
 
     chain: Chain
     settings: Profile
+    architecture: Architecture
     ann: Ann
     training: pd.DataFrame
     conversion: Conversion | None
@@ -207,6 +212,7 @@ def outdated(result: ChainResult) -> list[str]:
     pairs: dict[str, tuple[object, object]] = {
         name: (value, made_with.get(name)) for name, value in settings.training_settings.items()
     }
+    pairs[f"neurons of {result.chain.model}"] = (result.architecture.neurons, result.ann.neurons)
     if result.conversion and result.snn and result.certificate:
         pairs["simulate.settle_limit"] = (settings.simulate.settle_limit, result.certificate.settle_limit)
         pairs["convert.weight_bits"] = (settings.convert.weight_bits, result.conversion.weight_bits)
@@ -240,17 +246,24 @@ def read_chain(chain: Chain, params: Params) -> ChainResult:
             f"{folder / 'snn.json'} is about {snn.images} images, but {folder / 'ann.json'} about {ann.images}: "
             "delete both and run dvc repro"
         )
+    architecture = params.architecture(chain.profile, chain.model, classes=len(ann.data.classes))
+    if snn is not None and ann.neurons == architecture.neurons and len(snn.largest_counts) != len(architecture.layers):
+        raise QuantspikeError(
+            f"{folder / 'snn.json'} has {len(snn.largest_counts)} largest_counts, expected one for each of the "
+            f"{len(architecture.layers)} layers; {_MENDING}"
+        )
     same_network = is_published_network(params, chain.profile, chain.model)
     return ChainResult(
         chain=chain,
         settings=params.profiles[chain.profile],
+        architecture=architecture,
         ann=ann,
         training=_read_training(folder),
         conversion=conversion,
         snn=snn,
         certificate=_read_spiking(chain, "certificate.json", "simulated", Certificate),
         steps=None if snn is None else _read_steps(folder / "snn.csv", snn.steps),
-        layers=None if snn is None else _read_table(folder / "layers.csv", ("step", "layer", "neurons", *COUNTS)),
+        layers=None if snn is None else _read_layers(folder / "layers.csv", architecture, ann.neurons),
         published=published(chain.model, chain.k) if same_network and ann.data.stands_for_cifar10 else None,
     )
 
@@ -293,6 +306,17 @@ def _read_training(folder: Path) -> pd.DataFrame:
 def _read_steps(path: Path, steps: int) -> pd.DataFrame:
     table = _read_table(path, ("step", "accuracy", *COUNTS))
     _check_counter(path, table["step"], steps)
+    return table
+
+
+def _read_layers(path: Path, architecture: Architecture, neurons: int) -> pd.DataFrame:
+    """Every step with every layer; of a network of other size, which is outdated, the layers are not looked at."""
+    table = _read_table(path, ("step", "layer", "neurons", *COUNTS))
+    expected = [(place, layer.neurons) for place, layer in enumerate(architecture.layers, start=1)]
+    found = list(zip(table["layer"], table["neurons"], strict=True))
+    steps = len(table) // len(expected)
+    if neurons == architecture.neurons and found != expected * steps:
+        raise QuantspikeError(f"{path} must have a line for each of the {len(expected)} layers in turn; {_MENDING}")
     return table
 
 

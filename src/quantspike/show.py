@@ -49,7 +49,7 @@ def overview(path: Path, profile: str | None = None) -> str:
             console_table(results),
             "",
             "Figures:    " + ", ".join(f"{folder}/" for folder in folders),
-            f"Tables:     {root / 'metrics' / 'summary.md'} (.csv, .json)",
+            f"Tables:     {root / 'metrics' / 'summary.md'} (.csv, .tex)",
             "Runs:       make ui   opens the MLflow UI on http://127.0.0.1:5000",
         ]
     )

@@ -1,4 +1,4 @@
-"""The results as people and tools read them: summary.csv, summary.json, summary.md and a table for the terminal."""
+"""The results as people and tools read them: CSV, Markdown and LaTeX tables, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,53 +10,98 @@ from typing import Any
 import pandas as pd
 
 from quantspike import files
+from quantspike.latex import NOTHING, TextTable, latex_float
 from quantspike.published import SOURCE, departures
 from quantspike.results import ChainResult, DataSet, MadeWith
-from quantspike.tables import SUMMARY_COLUMNS, summary_table, write_table
-
-NOTHING = "-"
+from quantspike.tables import PUBLISHED, runs_table, summary_table, write_table
 
 Row = dict[str, Any]
-"""One run: a row of the summary table, `None` where it is empty, and the number of images that are proved `equal`."""
+"""A row of the summary or of the table of runs, `None` where it is empty."""
 
 Column = tuple[str, Callable[[Row], str]]
 """Title of a column, unit included, and the text of its cell."""
 
 
 def write_summary(results: Sequence[ChainResult], folder: Path) -> None:
-    """Writes summary.csv, summary.json and summary.md: one row or entry per run, in the order given."""
-    write_table(folder / "summary.csv", summary_table(results))
-    files.write_json(folder / "summary.json", summary_records(results))
-    files.write_text(folder / "summary.md", markdown(results))
+    """Writes summary.csv, .md and .tex, one row per profile, model and k, and runs.csv, one row per run.
 
-
-def summary_records(results: Sequence[ChainResult]) -> list[Row]:
-    """One record per run with the columns of the summary table, `None` where there is nothing."""
-    return [{name: row[name] for name in SUMMARY_COLUMNS} for row in _rows(results)]
+    Raises:
+        QuantspikeError: the seeds of a row were run on different images; then nothing is written.
+    """
+    summary, texts = summary_table(results), {"summary.md": markdown(results), "summary.tex": latex(results)}
+    write_table(folder / "summary.csv", summary)
+    write_table(folder / "runs.csv", runs_table(results))
+    for name, text in texts.items():
+        files.write_text(folder / name, text)
 
 
 def markdown(results: Sequence[ChainResult]) -> str:
-    """A section per profile: what images, a table of the runs, and the published figures beside them."""
+    """A section per profile: the table for a paper, what it was made from, and how exact the conversion is.
+
+    Raises:
+        QuantspikeError: the seeds of a row were run on different images.
+    """
     lines = ["# Results", "", *_LEGEND, ""]
-    for profile, group in groupby(results, key=lambda result: result.chain.profile):
-        lines += _profile_section(profile, list(group))
+    for profile, group in _by_profile(results):
+        rows = _records(summary_table(group))
+        lines += [*_paper_section(profile, group, level=2), *_conversion(rows)]
+        if any(row["seeds"] > 1 for row in rows):
+            lines += ["### Every run", "", *_markdown_table(_text_table(_RUNS, _records(runs_table(group))))]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def paper_sections(results: Sequence[ChainResult], level: int) -> str:
+    """The table for a paper of each profile, with what one must know of it, under a Markdown heading of this level.
+
+    Raises:
+        QuantspikeError: the seeds of a row were run on different images.
+    """
+    sections = [_paper_section(profile, group, level) for profile, group in _by_profile(results)]
+    return "\n".join(line for section in sections for line in section).rstrip() + "\n"
+
+
+def latex(results: Sequence[ChainResult]) -> str:
+    """A float per profile, label `tab:quantspike-<profile>`, with the cells of the Markdown; needs booktabs.
+
+    Raises:
+        QuantspikeError: the seeds of a row were run on different images.
+    """
+    floats = [_latex_float(profile, group) for profile, group in _by_profile(results)]
+    return "\n".join(["% Made by quantspike. The preamble needs \\usepackage{booktabs}.", "", *floats])
+
+
+def paper_tables(results: Sequence[ChainResult]) -> list[TextTable]:
+    """What goes into a paper about the runs of one profile: one row per model and k, in the order given.
+
+    One table, or where published figures make it too wide for a page, two: accuracy and time, then costs.
+
+    Raises:
+        QuantspikeError: the seeds of a row were run on different images.
+    """
+    rows = _records(summary_table(results))
+    return [_text_table(columns, rows) for columns in _paper_columns(rows)]
+
+
 def console_table(results: Sequence[ChainResult]) -> str:
-    """The chief columns, aligned, for a terminal of 120 columns; accuracies in percent, counts per image."""
-    rows = _rows(results)
+    """The chief columns, one row per run, aligned, for a terminal of 120 columns; accuracies in percent."""
+    rows = _records(runs_table(results))
     columns = _CONSOLE if any(row["published_snn_accuracy"] for row in rows) else _CONSOLE[:-1]
-    return _aligned([[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)])
+    return _aligned(_text_table(columns, rows))
 
 
-def _rows(results: Sequence[ChainResult]) -> list[Row]:
-    table = summary_table(results).astype(object)
-    equal = [None if result.certificate is None else result.certificate.equal for result in results]
+def _by_profile(results: Sequence[ChainResult]) -> list[tuple[str, list[ChainResult]]]:
+    return [(profile, list(group)) for profile, group in groupby(results, key=lambda result: result.chain.profile)]
+
+
+def _records(table: pd.DataFrame) -> list[Row]:
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for row in table.assign(equal=pd.Series(equal, dtype=object)).to_dict(orient="records")
+        for row in table.astype(object).to_dict(orient="records")
     ]
+
+
+def _text_table(columns: Sequence[Column], rows: Sequence[Row]) -> TextTable:
+    return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
 
 
 def _spikes(row: Row) -> float | None:
@@ -64,23 +109,76 @@ def _spikes(row: Row) -> float | None:
     return None if positive is None else float(positive + row["negative_spikes"])
 
 
-def _profile_section(profile: str, results: list[ChainResult]) -> list[str]:
-    rows = _rows(results)
-    lines = [f"## Profile `{profile}`", "", *_markdown_table(_RESULTS, rows)]
-    compared = [row for result, row in zip(results, rows, strict=True) if result.published is not None]
+def _paper_section(profile: str, results: Sequence[ChainResult], level: int) -> list[str]:
+    lines = [f"{'#' * level} Profile `{profile}`", ""]
+    for table in paper_tables(results):
+        lines += _markdown_table(table)
+    for sentence in _sentences(results):
+        lines += [sentence, ""]
+    return lines
+
+
+def _conversion(rows: Sequence[Row]) -> list[str]:
+    spiking = [row for row in rows if row["snn_accuracy_mean"] is not None]
+    if not spiking:
+        return []
+    return [
+        "The conversion, and when the spikes come to rest:",
+        "",
+        *_markdown_table(_text_table(_CONVERSION, spiking)),
+    ]
+
+
+def _sentences(results: Sequence[ChainResult]) -> list[str]:
+    """What one must know of the runs of one profile to read their table, in Markdown."""
+    compared = any(result.published is not None for result in results)
+    sentences = [_how_to_read(results, compared)]
     if compared:
-        lines += ["Beside the published figures (difference = this project's figure minus the published one):", ""]
-        lines += [*_markdown_table(_COMPARISON, compared), f"Published figures: {SOURCE}.", ""]
+        sentences.append(f"Published figures: {SOURCE}.")
         if changed := [*departures(results[0].settings), *_machine_departures(results)]:
-            lines += [f"Not trained by the published protocol (its values in brackets): {', '.join(changed)}.", ""]
+            sentences.append(f"Not trained by the published protocol (its values in brackets): {', '.join(changed)}.")
     data_sets = {result.ann.data.sha256: result.ann.data for result in results}
     for data in data_sets.values():
-        lines += [_about_images(data, bool(compared)), ""]
+        of_these = [result for result in results if result.ann.data.sha256 == data.sha256]
+        rows = f"{_row_names(of_these)}: " if len(data_sets) > 1 else ""
+        sentences.append(rows + _about_images(data, any(result.published is not None for result in of_these)))
     trained = dict.fromkeys(_about_training(result.ann.made_with) for result in results)
-    return [*lines, f"Trained {'; '.join(trained)}.", ""]
+    return [*sentences, f"Trained {'; '.join(trained)}." + _mixed_machines(results)]
 
 
-def _machine_departures(results: list[ChainResult]) -> list[str]:
+def _how_to_read(results: Sequence[ChainResult], compared: bool) -> str:
+    runs = [len(list(group)) for _, group in groupby(results, key=lambda result: (result.chain.model, result.chain.k))]
+    spread, together = "One run per row (n = 1), hence no spread.", ""
+    if max(runs) > 1:
+        n = f"n = {runs[0]}" if len(set(runs)) == 1 else "n"
+        spread = f"Mean ± standard deviation (divisor n - 1) over {n} runs that differ in their seed."
+        together = " (of all runs together)"
+    published = " Δ: this project's figure minus the published one." if compared else ""
+    return (
+        f"{spread} SNN: the spiking network after {results[0].settings.simulate.steps} steps. SNN = integer: test "
+        f"images{together} on which every net spike count is proved equal to the integer network's. Stable: the first "
+        f"step from which the accuracy no longer changes. Spikes, SOPs and MACs are per image.{published}"
+    )
+
+
+def _row_names(results: Sequence[ChainResult]) -> str:
+    return ", ".join(dict.fromkeys(f"{result.chain.model} k = {result.chain.k}" for result in results))
+
+
+def _mixed_machines(results: Sequence[ChainResult]) -> str:
+    """Names the rows whose seeds were not all trained in the same way on the same kind of machine."""
+    first = {(r.chain.model, r.chain.k): _about_training(r.ann.made_with) for r in reversed(results)}
+    mixed = [r for r in results if _about_training(r.ann.made_with) != first[r.chain.model, r.chain.k]]
+    return f" Not all seeds of a row were trained alike in {_row_names(mixed)}." if mixed else ""
+
+
+def _latex_float(profile: str, results: Sequence[ChainResult]) -> str:
+    # The sentences are Markdown.
+    caption = " ".join([f"Profile {profile}.", *_sentences(results)]).replace("**", "").replace("`", "")
+    return latex_float(paper_tables(results), caption, f"tab:quantspike-{profile}", _TEXT_COLUMNS)
+
+
+def _machine_departures(results: Sequence[ChainResult]) -> list[str]:
     """What the machines of the results did otherwise than the published protocol says."""
     bf16 = any(result.ann.made_with.arithmetic == "bf16" for result in results)
     return ["arithmetic bf16 (fp32)"] if bf16 else []
@@ -103,10 +201,9 @@ def _about_images(data: DataSet, compared: bool) -> str:
     )
 
 
-def _markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    cells = [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
-    ruler = ["---" if title in _TEXT_COLUMNS else "---:" for title, _ in columns]
-    return [f"| {' | '.join(line)} |" for line in (cells[0], ruler, *cells[1:])] + [""]
+def _markdown_table(table: TextTable) -> list[str]:
+    ruler = ["---" if title in _TEXT_COLUMNS else "---:" for title in table[0]]
+    return [f"| {' | '.join(line)} |" for line in (table[0], ruler, *table[1:])] + [""]
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -144,24 +241,91 @@ def _in_units(name: str, unit: float) -> Callable[[Row], str]:
     return cell
 
 
-def _beside(name: str, other: str, unit: float = 1.0, digits: int = 0) -> Callable[[Row], str]:
-    """This project's figure minus the published one, with its sign."""
+def _signed(difference: float, digits: int) -> str:
+    # Rounded before it is signed, so that nothing reads -0.00.
+    return f"{round(difference, digits) + 0.0:+,.{digits}f}"
+
+
+def _mean(name: str, unit: float, digits: int) -> Callable[[Row], str]:
+    """Mean and, where there are several seeds, standard deviation."""
 
     def cell(row: Row) -> str:
-        if row[name] is None or row[other] is None:
+        mean, std = row[f"{name}_mean"], row[f"{name}_std"]
+        if mean is None:
             return NOTHING
-        # Rounded before it is signed, so that nothing reads -0.00.
-        difference = round((row[name] - row[other]) / unit, digits) + 0.0
-        return f"{difference:+,.{digits}f}"
+        shown = digits + _more_digits(row, digits)
+        return f"{mean / unit:,.{shown}f}" + ("" if std is None else f" ± {std / unit:,.{shown}f}")
 
     return cell
 
 
+def _more_digits(row: Row, digits: int) -> int:
+    """The mean of several whole numbers is none."""
+    return int(digits == 0 and row["seeds"] > 1)
+
+
+def _measure(rows: Sequence[Row], name: str, title: str, unit: float, digits: int) -> list[Column]:
+    """A measure, and beside it the published figure and the difference, if any of the rows has them."""
+
+    def other(row: Row) -> str:
+        value = row[f"published_{name}"]
+        return NOTHING if value is None else f"{value / unit:,.{digits}f}"
+
+    def difference(row: Row) -> str:
+        value = row[f"{name}_difference"]
+        return NOTHING if value is None else _signed(value / unit, digits + _more_digits(row, digits))
+
+    columns: list[Column] = [(title, _mean(name, unit, digits))]
+    if name in PUBLISHED and any(row[f"published_{name}"] is not None for row in rows):
+        columns += [("published", other), ("Δ", difference)]
+    return columns
+
+
+def _count(rows: Sequence[Row], name: str, title: str, unit: float) -> list[Column]:
+    """A count per image; all rows with more digits if the network of one is so small that it needs them."""
+    means = [row[f"{name}_mean"] for row in rows]
+    small = any(mean is not None and 0 < mean < unit for mean in means)
+    return _measure(rows, name, title, unit, 4 if small else 2)
+
+
+def _paper_columns(rows: Sequence[Row]) -> list[list[Column]]:
+    accuracy = [
+        *_measure(rows, "ann_accuracy", "ANN (%)", 0.01, 2),
+        *_measure(rows, "snn_accuracy", "SNN (%)", 0.01, 2),
+        ("SNN = integer (images)", _equal),
+        *_measure(rows, "stable_step", "stable (step)", 1, 0),
+    ]
+    costs = [
+        *_count(rows, "positive_spikes", "positive spikes (thousand)", 1e3),
+        *_count(rows, "negative_spikes", "negative spikes (thousand)", 1e3),
+        *_count(rows, "synops", "SOPs (million)", 1e6),
+        ("ANN's MACs (million)", _in_units("ann_macs", 1e6)),
+    ]
+    if any(title == "published" for title, _ in accuracy + costs):
+        return [[*_NETWORK, *accuracy], [*_NETWORK, *costs]]
+    return [[*_NETWORK, *accuracy, *costs]]
+
+
+def _equal(row: Row) -> str:
+    return NOTHING if row["equal"] is None else f"{row['equal']:,}/{row['simulated_images']:,}"
+
+
 _TEXT_COLUMNS = ("profile", "model")
+
+_NETWORK: tuple[Column, ...] = (("model", _plain("model")), ("k", _plain("k")), ("n", _plain("seeds")))
+
+_CONVERSION: tuple[Column, ...] = (
+    *_NETWORK,
+    ("integer network (%)", _mean("integer_accuracy", 0.01, 2)),
+    ("integer = ANN (%)", _mean("ann_agreement", 0.01, 2)),
+    ("SNN ≠ integer (images)", _number("differing_predictions")),
+    ("settled (step)", _mean("settled_step", 1, 0)),
+    ("not settled (images)", _number("unsettled")),
+)
 
 _RUN: tuple[Column, ...] = (("model", _plain("model")), ("k", _plain("k")), ("seed", _plain("seed")))
 
-_RESULTS: tuple[Column, ...] = (
+_RUNS: tuple[Column, ...] = (
     *_RUN,
     ("ANN (%)", _percent("ann_accuracy")),
     ("integer network (%)", _percent("integer_accuracy")),
@@ -176,22 +340,6 @@ _RESULTS: tuple[Column, ...] = (
     ("negative spikes (thousand)", _in_units("negative_spikes", 1e3)),
     ("SOPs (million)", _in_units("synops", 1e6)),
     ("ANN's MACs (million)", _in_units("ann_macs", 1e6)),
-)
-
-_COMPARISON: tuple[Column, ...] = (
-    *_RUN,
-    ("ANN (%)", _percent("ann_accuracy")),
-    ("published (%)", _percent("published_ann_accuracy")),
-    ("difference (points)", _beside("ann_accuracy", "published_ann_accuracy", 0.01, 2)),
-    ("SNN (%)", _percent("snn_accuracy")),
-    ("published (%)", _percent("published_snn_accuracy")),
-    ("difference (points)", _beside("snn_accuracy", "published_snn_accuracy", 0.01, 2)),
-    ("stable (step)", _number("stable_step")),
-    ("published (step)", _number("published_stable_step")),
-    ("difference (steps)", _beside("stable_step", "published_stable_step")),
-    ("SOPs (million)", _in_units("synops", 1e6)),
-    ("published (million)", _in_units("published_synops", 1e6)),
-    ("difference (million)", _beside("synops", "published_synops", 1e6, 2)),
 )
 
 _CONSOLE: tuple[Column, ...] = (
@@ -210,15 +358,18 @@ _CONSOLE: tuple[Column, ...] = (
 )
 
 _LEGEND = (
-    "One row per run. ANN: the trained network. Integer network: what it is converted to. SNN: the integer network",
-    "run as spikes, after the last step T (`simulate.steps`). Accuracies are shares of the test images; spikes,",
-    "synaptic operations (SOPs) and multiply-accumulates (MACs) are averages per image.",
+    "One row per network and k, with mean ± standard deviation over its n seeds; `runs.csv` has every run. ANN: the",
+    "trained network. Integer network: what it is converted to. SNN: the integer network run as spikes, after the last",
+    "step T (`simulate.steps`). Accuracies are shares of the test images; spikes, synaptic operations (SOPs) and",
+    "multiply-accumulates (MACs) are averages per image. Images are counted over all seeds together.",
     "",
+    "- SNN = integer: images that came to rest, by step `simulate.settle_limit` at the latest, with every net spike",
+    "  count of every neuron equal to the integer network's",
+    "- stable: first step from which the accuracy no longer changes",
+    "- Δ: this project's figure minus the published one",
     "- integer = ANN: images on which the integer network predicts what the ANN does",
     "- SNN ≠ integer: images on which the SNN, once at rest, does not predict what the integer network does; an",
     "  image that is not at rest after step T is run on until it is, up to step `simulate.settle_limit`",
-    "- stable: first step from which the accuracy no longer changes",
-    "- settled: first step with every neuron of every image at rest; not settled: images not at rest after step T",
-    "- proved equal: images that came to rest, by step `simulate.settle_limit` at the latest, with every net spike",
-    "  count of every neuron equal to the integer network's",
+    "- settled: first step with every neuron of every image at rest, empty if for any seed there is none up to T;",
+    "  not settled: images not at rest after step T",
 )

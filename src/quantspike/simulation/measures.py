@@ -83,6 +83,7 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[st
         "stable_step": stable_step(np.array(table["accuracy"])),
         "settled_step": int(trace.settled_step.max()) if at_rest.all() else None,
         "unsettled": int((~at_rest).sum()),
+        "largest_counts": trace.largest_counts.tolist(),
         **last,
     }
 

@@ -94,12 +94,13 @@ def simulate_shared(
 def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first: int) -> Trace:
     """What is reported of a batch, the comparison with the integer network included."""
     proof = _Proof(first)
-    integer_predictions = []
+    integer_predictions, largest_counts = [], []
     for start in range(0, len(current), COMPARED_AT_ONCE):
         some = slice(start, start + COMPARED_AT_ONCE)
         expected = network.settled_counts(current[some], first + start)
         proof.compare([counts[some] for counts in recording.net_spikes], expected, recording.settled_step[some], start)
         integer_predictions.append(network.logits(expected[-1]).argmax(dim=1).numpy())
+        largest_counts.append([int(counts.max()) for counts in expected])
     positive, negative, synops = (
         values.cumsum(axis=0) for values in (recording.positive, recording.negative, recording.synops)
     )
@@ -115,6 +116,7 @@ def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first
         settled_step=recording.settled_step,
         final_predictions=network.logits(recording.net_spikes[-1]).argmax(dim=1).numpy(),
         integer_predictions=np.concatenate(integer_predictions),
+        largest_counts=np.max(largest_counts, axis=0),
         mismatching_images=proof.mismatching,
         first_mismatch=proof.first_mismatch,
     )

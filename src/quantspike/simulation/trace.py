@@ -41,6 +41,7 @@ class Trace:
             0 if it had not come to rest by the settling limit. int64 [N].
         final_predictions: class at rest, or at the settling limit, int64 [N].
         integer_predictions: class given by the integer network, int64 [N].
+        largest_counts: largest net count of any neuron of each layer in the integer network, int64 [L].
         mismatching_images: images at rest with a net count that is not the integer network's.
         first_mismatch: the first neuron of the first of them, if any.
     """
@@ -56,6 +57,7 @@ class Trace:
     settled_step: Integers
     final_predictions: Integers
     integer_predictions: Integers
+    largest_counts: Integers
     mismatching_images: int
     first_mismatch: Mismatch | None
 
@@ -98,6 +100,7 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         settled_step=by_image("settled_step"),
         final_predictions=by_image("final_predictions"),
         integer_predictions=by_image("integer_predictions"),
+        largest_counts=np.max([trace.largest_counts for trace in traces], axis=0),
         mismatching_images=sum(trace.mismatching_images for trace in traces),
         first_mismatch=min((trace.first_mismatch for trace in traces if trace.first_mismatch), default=None),
     )

@@ -1,0 +1,130 @@
+"""Estimates of energy per image: arithmetic, and the memory traffic that comes with it, apart.
+
+An estimate, not a measurement of a chip: operations and accesses are counted, and each is given a price. The prices
+are settings (`energy` in params.yaml); their defaults are those of a 45 nm process at 0.9 V after M. Horowitz,
+"Computing's energy problem (and what we can do about it)", ISSCC 2014.
+
+What is counted, per image, and the same for both kinds of network: all layers but the encoding layer, which does the
+same multiply-accumulates in both; and every weight fetched from DRAM once.
+
+- ANN: a multiply-accumulate reads its weight and its activation from on-chip memory and sums in a register; every
+  neuron writes its activation once.
+- SNN: a synaptic operation is an addition of 32 bits; it reads its weight, and reads and writes the membrane. A spike
+  is written once and read once. In every step until the image is at rest (or T), every neuron compares its membrane
+  with its threshold: an addition and a read. Each membrane is set once.
+
+No weight is kept in a register for a second use in either network, so a design that reuses them does better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantspike.architecture import Architecture
+from quantspike.operations import layer_macs
+from quantspike.params import Energy
+
+WORD = 32
+"""Bits of a membrane, of the address that a spike is sent as, and of what the prices of memory are for."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Energy per image, in picojoules.
+
+    Attributes:
+        arithmetic: additions and multiplications.
+        on_chip: weights, activations, membranes and spikes, from and to on-chip memory.
+        dram: weights from DRAM.
+    """
+
+    arithmetic: float
+    on_chip: float
+    dram: float
+
+
+def full_precision_ann(architecture: Architecture, weights: int, prices: Energy) -> Estimate:
+    """The network before conversion in fp32: weights and activations of 32 bits.
+
+    Args:
+        architecture: its layers.
+        weights: number of its weights.
+        prices: of the operations and accesses.
+    """
+    price = [prices.fp32_mac] * len(layer_macs(architecture))
+    return _ann(architecture, weights, prices, price, WORD, [WORD] * len(price))
+
+
+def integer_ann(
+    architecture: Architecture, weights: int, prices: Energy, weight_bits: int, activation_bits: Sequence[int]
+) -> Estimate:
+    """The network in whole numbers of given widths.
+
+    A multiplier's energy goes with the product of its widths (Horowitz: 0.2 pJ for 8 x 8 bits, 3.1 for 32 x 32,
+    which is 16 times the product), so a multiply-accumulate costs `int8_mac` times that product over 64.
+
+    Args:
+        architecture: its layers.
+        weights: number of its weights.
+        prices: of the operations and accesses.
+        weight_bits: width of the weights.
+        activation_bits: width of the activations of each layer.
+    """
+    price = [prices.int8_mac * weight_bits * bits / 64 for bits in activation_bits]
+    return _ann(architecture, weights, prices, price, weight_bits, activation_bits)
+
+
+def spiking(
+    architecture: Architecture,
+    weights: int,
+    prices: Energy,
+    weight_bits: int,
+    *,
+    synops: float,
+    spikes: float,
+    steps_at_work: float,
+) -> Estimate:
+    """The spiking network.
+
+    Args:
+        architecture: its layers.
+        weights: number of its weights.
+        prices: of the operations and accesses.
+        weight_bits: width of the weights.
+        synops: synaptic operations per image.
+        spikes: spikes per image, of both signs.
+        steps_at_work: steps until an image is at rest, mean over the images.
+    """
+    neurons = sum(layer.neurons for layer in architecture.layers)
+    comparisons = neurons * steps_at_work
+    bits = synops * (weight_bits + 2 * WORD) + (2 * spikes + comparisons + neurons) * WORD
+    return Estimate(
+        arithmetic=(synops + comparisons) * prices.int32_add,
+        on_chip=bits / WORD * prices.on_chip,
+        dram=weights * weight_bits / WORD * prices.dram,
+    )
+
+
+def activation_bits(largest_counts: Sequence[int]) -> list[int]:
+    """Width that holds every activation count of each layer, at least one bit."""
+    return [max(count.bit_length(), 1) for count in largest_counts]
+
+
+def _ann(
+    architecture: Architecture,
+    weights: int,
+    prices: Energy,
+    price_of_mac: Sequence[float],
+    weight_bits: int,
+    activation_bits: Sequence[int],
+) -> Estimate:
+    """By layer whose activations are multiplied: price of a multiply-accumulate, and width of those activations."""
+    macs = layer_macs(architecture)
+    read = sum(count * (weight_bits + bits) for count, bits in zip(macs, activation_bits, strict=True))
+    written = sum(layer.neurons * bits for layer, bits in zip(architecture.layers, activation_bits, strict=True))
+    return Estimate(
+        arithmetic=sum(count * price for count, price in zip(macs, price_of_mac, strict=True)),
+        on_chip=(read + written) / WORD * prices.on_chip,
+        dram=weights * weight_bits / WORD * prices.dram,
+    )
