@@ -20,7 +20,15 @@ from quantspike.distributed import Group
 from quantspike.measuring import hold_out, splits
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import discard_states, made_with, resume_store, run_phase, settings_of, sole_training
+from quantspike.phases import (
+    discard_states,
+    made_with,
+    resume_store,
+    run_phase,
+    settings_of,
+    sole_training,
+    watcher,
+)
 from quantspike.training import FINETUNE, TRAIN, Training
 
 
@@ -42,7 +50,7 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     images, validation = hold_out(images, profile.validation, chain.seed)
     training = Training(network, optimizer, settings, images, test, validation, group)
     store = resume_store(params, chain, FINETUNE, Path(__file__), [chain.dataset, trained])
-    epochs = run_phase(training, store, params.checkpoint_minutes)
+    epochs = run_phase(training, store, params.checkpoint_minutes, watcher(params, chain, FINETUNE))
     if group.rank == 0:
         save_checkpoint(
             chain.data / "finetune.safetensors", network, made_with=made_with(params, chain, training, store)

@@ -21,7 +21,7 @@ from quantspike.measuring import hold_out, splits
 from quantspike.networks import new_network
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import made_with, resume_store, run_phase, settings_of, sole_training
+from quantspike.phases import made_with, resume_store, run_phase, settings_of, sole_training, watcher
 from quantspike.training import TRAIN, Training
 
 
@@ -41,7 +41,7 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     images, validation = hold_out(images, profile.validation, chain.seed)
     training = Training(network, optimizer, settings, images, test, validation, group)
     store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset])
-    epochs = run_phase(training, store, params.checkpoint_minutes)
+    epochs = run_phase(training, store, params.checkpoint_minutes, watcher(params, chain, TRAIN))
     if group.rank == 0:
         save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training, store))
         write_epochs(chain.metrics / "train.csv", epochs)

@@ -24,7 +24,7 @@ def results_of(params: Params, root: Path) -> list[ChainResult]:
 
 
 def tracked(params: Params, root: Path) -> list[TrackedRun]:
-    return tracked_runs(results_of(params, root), params)
+    return tracked_runs(results_of(params, root), params, root)
 
 
 def test_a_name_says_only_what_tells_runs_apart(tmp_path: Path) -> None:
@@ -63,7 +63,8 @@ def test_curves_of_all_phases_are_published(tmp_path: Path) -> None:
     (run,) = tracked(make_params(k=[1]), tmp_path)
     training = ["learning_rate", "loss", "seconds", "test_accuracy", "train_accuracy"]  # nothing was held out
     spiking = ["accuracy", "negative_spikes", "net_spikes", "positive_spikes", "settled", "synops"]
-    names = [*(f"finetune/{name}" for name in training), *(f"snn/{name}" for name in spiking)]
+    by_layer = [f"layers/{name}" for name in ("settled", "spikes_per_neuron", "synops")]
+    names = [*(f"finetune/{name}" for name in training), *by_layer, *(f"snn/{name}" for name in spiking)]
     assert sorted(run.curves) == [*names, *(f"train/{name}" for name in training)]
     assert [step for step, _ in run.curves["snn/accuracy"]] == list(range(1, 101))
 
@@ -78,7 +79,7 @@ def test_epochs_of_the_second_phase_count_on_from_the_first(tmp_path: Path) -> N
 def test_final_measures_are_those_of_the_result_files(tmp_path: Path) -> None:
     params = make_params(k=[1])
     (result,) = results_of(params, tmp_path)
-    (run,) = tracked_runs([result], params)
+    (run,) = tracked_runs([result], params, tmp_path)
     assert result.snn is not None
     assert run.finals["final/snn_accuracy"] == result.snn.accuracy
     assert run.finals["final/synops"] == result.snn.synops
@@ -112,12 +113,13 @@ def test_the_description_is_a_table_and_names_the_images(tmp_path: Path) -> None
 
 def test_tags_colour_the_run_and_hide_the_user(tmp_path: Path) -> None:
     params = make_params(k=[1])
-    (run,) = tracked_runs(results_of(params, tmp_path), params, commit="abcd")
+    (run,) = tracked_runs(results_of(params, tmp_path), params, tmp_path, commit="abcd")
     assert run.tags == {
-        **{"profile": "paper", "model": "cnn1", "k": "1", "seed": "0", "mlflow.runColor": color_of(1)},
-        **{"mlflow.user": "quantspike", "mlflow.source.name": "stages/publish.py", "mlflow.source.type": "LOCAL"},
-        "mlflow.source.git.commit": "abcd",
+        **{"profile": "paper", "model": "cnn1", "k": "1", "seed": "0", "recipe": "paper"},
+        "mlflow.runColor": color_of(1),
+        **{"mlflow.user": "quantspike", "mlflow.source.name": "quantspike", "mlflow.source.type": "LOCAL"},
     }
+    assert run.commit == "abcd"
 
 
 def test_artifacts_are_the_result_files(tmp_path: Path) -> None:

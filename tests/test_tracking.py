@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 
 from quantspike import tracking
-from quantspike.tracking import PublishReport, TrackedRun, TrackingError, enabled, publish, shown_uri, tracking_uri
+from quantspike.tracking import (
+    PublishReport,
+    TrackedRun,
+    TrackingError,
+    enabled,
+    publish,
+    reconcile,
+    shown_uri,
+    store,
+    tracking_uri,
+)
 
 if importlib.util.find_spec("mlflow") is None:
     pytest.skip("mlflow is not installed", allow_module_level=True)
@@ -173,7 +183,7 @@ def test_a_new_description_name_or_tag_is_no_new_result(uri: str, run: TrackedRu
 def test_a_new_figure_is_renewed_in_the_same_run(uri: str, run: TrackedRun, tmp_path: Path) -> None:
     figure = tmp_path / "sops.png"
     figure.write_bytes(b"k = 0 and 1")
-    run = replace(run, figures=[(figure, "figures")])
+    run = replace(run, extras=[(figure, "figures")])
     publish([run], uri=uri)
     figure.write_bytes(b"k = 0, 1 and 3")
     assert publish([run], uri=uri) == PublishReport(updated=1)
@@ -185,9 +195,11 @@ def test_a_new_figure_is_renewed_in_the_same_run(uri: str, run: TrackedRun, tmp_
 
 def test_the_commit_of_the_first_publication_is_kept(uri: str, run: TrackedRun) -> None:
     commit = "mlflow.source.git.commit"
-    publish([replace(run, tags={commit: "aaaa"})], uri=uri)
-    assert publish([replace(run, tags={commit: "bbbb"})], uri=uri) == PublishReport(unchanged=1)
-    assert stored(uri)[0].data.tags[commit] == "aaaa"
+    publish([replace(run, commit="aaaa")], uri=uri)
+    assert publish([replace(run, commit="bbbb")], uri=uri) == PublishReport(unchanged=1)
+    tags = stored(uri)[0].data.tags
+    assert tags[commit] == "aaaa"
+    assert tags["mlflow.note.content"].endswith("Published at commit `aaaa`")
 
 
 def test_a_run_left_half_written_is_made_again(
@@ -197,7 +209,7 @@ def test_a_run_left_half_written_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log_metrics", killed)
+        patch.setattr(reconcile, "_metrics", killed)
         with pytest.raises(KeyboardInterrupt):
             publish([run], uri=uri)
     assert [found.info.status for found in stored(uri)] == ["RUNNING"]
@@ -276,7 +288,7 @@ def test_a_publisher_waits_for_another_one(
 ) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(tracking, "_SECONDS_FOR_LOCK", 0.05)
+    monkeypatch.setattr(store, "_SECONDS_FOR_LOCK", 0.05)
     with FileLock(f"{database}.lock"), pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*lock"):
         publish([run], uri=uri)
     assert publish([run], uri=uri) == PublishReport(created=1)

@@ -60,7 +60,7 @@ def test_the_server_is_bound_to_this_machine_and_the_address_opens_the_compariso
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert capsys.readouterr().out == (
         f"Compare the runs at http://127.0.0.1:{port}/#/experiments/7/runs?workflowType=machine_learning"
-        "&compareRunsMode=CHART&searchFilter=tags.%60quantspike.superseded%60%20%3D%20%27false%27\n"
+        "&compareRunsMode=CHART&viewStateShareKey=overview\n"
     )
 
 

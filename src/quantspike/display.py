@@ -65,9 +65,14 @@ class Display:
         """Takes the bar away."""
         self._bar.close()
 
+    @property
+    def images_per_second(self) -> float:
+        """Since the start, measurements included."""
+        return (self._done - self._first) / max(time.perf_counter() - self._start, 1e-9)
+
     def _speed(self, training: Training) -> str:
-        """Images per second since the start, measurements included, and the time left at that speed."""
-        speed = (self._done - self._first) / max(time.perf_counter() - self._start, 1e-9)
+        """Images per second and the time left at that speed."""
+        speed = self.images_per_second
         if speed == 0:
             return ""
         left = (training.settings.epochs * training.images - self._done) / speed

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from quantspike import tracking
 from quantspike.checkpoints import Checkpoint
 from quantspike.devices import multiplies_bf16
 from quantspike.display import Display
 from quantspike.distributed import Group, processes
 from quantspike.errors import QuantspikeError
 from quantspike.files import clear_leftovers
+from quantspike.labels import run_name, run_settings, run_tags
 from quantspike.params import Params
 from quantspike.paths import Chain
 from quantspike.resume import ResumeStore, fingerprint, sole_writer
 from quantspike.stopping import Stopped, StopRequest, stop_requests
+from quantspike.tracking import LiveRun
 from quantspike.training import FINETUNE, TRAIN, Epoch, NotFiniteError, Settings, Training, phase_settings
 
 CODE = (
@@ -116,13 +121,20 @@ def sole_training(chain: Chain) -> Iterator[Group]:
         yield group
 
 
-def run_phase(training: Training, store: ResumeStore, checkpoint_minutes: float) -> list[Epoch]:
+def run_phase(
+    training: Training,
+    store: ResumeStore,
+    checkpoint_minutes: float,
+    watch: Callable[[bool], LiveRun | None] = lambda resumed: None,
+) -> list[Epoch]:
     """Trains to the end, from the newest state there is.
 
     Args:
         training: before its first step.
         store: only the first process uses it.
         checkpoint_minutes: longest time between two states.
+        watch: gives who sends the progress to MLflow, if anybody does; told whether the phase goes on from a state.
+            Only the first process calls it.
 
     Raises:
         Stopped: by a signal, after the state was saved.
@@ -134,21 +146,54 @@ def run_phase(training: Training, store: ResumeStore, checkpoint_minutes: float)
         training.restore(*found)
     if first:
         _tell_where(training, store, resumed=found is not None)
+    live = watch(found is not None) if first else None
     with stop_requests() as request:
-        keeper = _Keeper(training, store, request, checkpoint_minutes * 60)
+        keeper = _Keeper(training, store, request, checkpoint_minutes * 60, live)
         try:
-            return training.run(keeper)
+            epochs = training.run(keeper)
         except NotFiniteError as error:
+            keeper.close("FAILED")
             raise QuantspikeError(f"{error}; {keeper.kept}") from error
-        finally:
-            keeper.display.close()
+        except BaseException:
+            keeper.close("KILLED")
+            raise
+        keeper.close("FINISHED")
+    return epochs
+
+
+def watcher(params: Params, chain: Chain, phase: int) -> Callable[[bool], LiveRun | None]:
+    """Who sends the progress of a phase to MLflow, as `run_phase` wants it: nobody where tracking is off."""
+
+    def watch(resumed: bool) -> LiveRun | None:
+        if not tracking.enabled() or importlib.util.find_spec("mlflow") is None:
+            return None
+        return LiveRun(
+            tracking.tracking_uri(chain.root),
+            chain.key,
+            run_name(chain, params),
+            run_tags(chain, params),
+            run_settings(chain, params),
+            fresh=phase == TRAIN and not resumed,
+            epochs_before=0 if phase == TRAIN else params.profiles[chain.profile].train.epochs,
+            tell=lambda text: tqdm.write(text, file=sys.stderr),
+        )
+
+    return watch
 
 
 class _Keeper:
     """Shows, saves and stops a training, as its observer."""
 
-    def __init__(self, training: Training, store: ResumeStore, request: StopRequest, longest: float) -> None:
+    def __init__(
+        self,
+        training: Training,
+        store: ResumeStore,
+        request: StopRequest,
+        longest: float,
+        live: LiveRun | None,
+    ) -> None:
         self.display = Display(training)
+        self._live = live
         self._store, self._request, self._longest = store, request, longest
         self._saved_at, self._saving = time.perf_counter(), 0.0
 
@@ -158,12 +203,30 @@ class _Keeper:
         states = self._store.states()
         return f"the last good state is kept in {states[-1]}" if states else "no state was saved before"
 
+    def close(self, status: str) -> None:
+        """Takes the bar away and ends the run in MLflow."""
+        self.display.close()
+        if self._live is not None:
+            self._live.close(status)
+
     def stepped(self, training: Training, images: int) -> None:
         self.display.stepped(training, images)
+        if self._live is not None and self._live.due():
+            step = training.steps * (self._live.epochs_before + training.epoch - 1) + training.step
+            speed = self.display.images_per_second
+            values = {"loss": training.loss, "accuracy": training.accuracy, "images_per_second": speed}
+            self._live.log({f"live/{name}": value for name, value in values.items()}, step)
         self._act(training, due=time.perf_counter() - self._saved_at >= self._longest)
 
     def measured(self, training: Training, epoch: Epoch) -> None:
         self.display.measured(training, epoch)
+        if self._live is not None:
+            values = {name: value for name, value in asdict(epoch).items() if name != "epoch" and value is not None}
+            name = _NAMES[training.settings.phase]
+            self._live.log(
+                {f"{name}/{measure}": value for measure, value in values.items()},
+                self._live.epochs_before + epoch.epoch,
+            )
         long_enough = time.perf_counter() - self._saved_at >= self._saving / _SAVING_SHARE
         self._act(training, due=long_enough or training.finished)
 

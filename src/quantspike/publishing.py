@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import yaml
 
 from quantspike import tracking
-from quantspike.palette import color_of
+from quantspike.labels import run_name, run_settings, run_tags
 from quantspike.params import Params
-from quantspike.paths import Chain, plots_folder
+from quantspike.paths import plots_folder
 from quantspike.results import FILES, ChainResult
-from quantspike.tracking import TrackedRun
+from quantspike.tracking import TrackedData, TrackedModel, TrackedRun
 
 
 def publish_results(results: Sequence[ChainResult], params: Params, root: Path) -> None:
@@ -33,7 +36,8 @@ def publish_results(results: Sequence[ChainResult], params: Params, root: Path) 
         return
     uri = tracking.tracking_uri(root)
     try:
-        report = tracking.publish(tracked_runs(results, params, commit=_head_commit(root)), uri=uri)
+        runs = tracked_runs(results, params, root, commit=_head_commit(root))
+        report = tracking.publish(runs, uri=uri, tags={tracking.VIEW_TAG: tracking.view_state("quantspike")})
     except tracking.TrackingError as error:
         print(
             f"warning: {error}. Nothing is lost, `python stages/publish.py` delivers the runs later",
@@ -43,77 +47,84 @@ def publish_results(results: Sequence[ChainResult], params: Params, root: Path) 
     print(f"MLflow: {report} in {tracking.shown_uri(uri)}")
 
 
-def tracked_runs(results: Sequence[ChainResult], params: Params, commit: str | None = None) -> list[TrackedRun]:
+def tracked_runs(
+    results: Sequence[ChainResult], params: Params, root: Path, commit: str | None = None
+) -> list[TrackedRun]:
     """What MLflow shall show of each chain, in the order given.
 
     Args:
         results: finished chains.
         params: the settings they were made with.
+        root: the project's folder.
         commit: git commit to be shown with runs that are published for the first time.
     """
-    return [_tracked_run(result, params, commit) for result in results]
+    hashes = _dvc_hashes(root)
+    return [_tracked_run(result, params, root, commit, hashes) for result in results]
 
 
-def _tracked_run(result: ChainResult, params: Params, commit: str | None) -> TrackedRun:
-    chain = result.chain
+def _tracked_run(
+    result: ChainResult, params: Params, root: Path, commit: str | None, hashes: Mapping[str, str]
+) -> TrackedRun:
+    chain, ann = result.chain, result.ann
+    extras = [(path, "figures") for path in sorted(plots_folder(chain.profile, chain.model, root).glob("*.png"))]
+    extras += [(path, "summary") for path in sorted((root / "metrics").glob("summary.*"))]
+    extras += [(root / "params.yaml", ""), (chain.integer_network, "network")]
     return TrackedRun(
-        name=_run_name(chain, params),
+        name=run_name(chain, params),
         key=chain.key,
         params=_settings(result, params),
-        tags=_tags(result, commit),
-        description=_description(result),
+        tags=run_tags(chain, params),
+        commit=commit,
+        description=_description(result, hashes),
         curves=_curves(result),
         finals=_finals(result),
         artifacts=[(chain.metrics / name, "metrics") for name in FILES],
         seconds=float(result.training["seconds"].sum()),
-        figures=[
-            (path, "figures") for path in sorted(plots_folder(chain.profile, chain.model, chain.root).glob("*.png"))
-        ],
+        extras=[(path, folder) for path, folder in extras if path.is_file()],
+        data=TrackedData(
+            ann.data.name, ann.data.sha256, {"training": ann.data.train_images, "test": ann.data.test_images}
+        ),
+        model=_model(result, params),
     )
 
 
-def _run_name(chain: Chain, params: Params) -> str:
-    """Names only what tells runs apart: `cnn1 k=1`, with profile and seed where there are several."""
-    parts = [chain.profile] if len(params.run.profile) > 1 else []
-    parts += [chain.model, f"k={chain.k}" if chain.quantized else "fp32"]
-    parts += [f"seed={chain.seed}"] if len(params.run.seed) > 1 else []
-    return " ".join(parts)
+def _model(result: ChainResult, params: Params) -> TrackedModel | None:
+    """The trained network, if its file is at hand: DVC may not have fetched it."""
+    chain = result.chain
+    weights = chain.data / "finetune.safetensors"
+    if not weights.is_file():
+        return None
+
+    def load() -> tuple[Any, Any]:
+        # torch, which publishing does not need otherwise
+        from quantspike.checkpoints import load_checkpoint
+        from quantspike.data import load_dataset
+        from quantspike.serving import ImageClassifier
+
+        dataset = load_dataset(chain.dataset)
+        architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
+        network = load_checkpoint(weights, architecture, chain.k).network
+        return ImageClassifier(network), np.zeros_like(dataset.test_images[:2])
+
+    return TrackedModel(
+        name=f"quantspike-{chain.model}",
+        alias=f"{chain.profile}-{'k' if chain.quantized else ''}{chain.k}",
+        accuracy=result.ann.accuracy,
+        digest=_sha256(weights),
+        load=load,
+    )
 
 
 def _settings(result: ChainResult, params: Params) -> dict[str, str | int | float]:
     """Everything the results depend on, and the network's size."""
-    chain, ann = result.chain, result.ann
-    # The source of the images may be a path on someone's machine; the data set's name and hash say more.
-    settings = dict(_flat(result.settings.model_dump(exclude={"data": {"source"}})))
+    ann = result.ann
     return {
-        **{"profile": chain.profile, "model": chain.model, "k": chain.k, "seed": chain.seed},
-        **{"layers": params.models[chain.model].layers, "neurons": ann.neurons, "weights": ann.weights},
+        **run_settings(result.chain, params),
+        **{"neurons": ann.neurons, "weights": ann.weights},
         **{"data.name": ann.data.name, "data.sha256": ann.data.sha256},
         **{"arithmetic": ann.made_with.arithmetic, "device": ann.made_with.device},
         **{"processes": ann.made_with.processes, "torch": ann.made_with.torch},
-        **settings,
     }
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Entries of nested sections under dotted names, such as `train.epochs`."""
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _tags(result: ChainResult, commit: str | None) -> dict[str, str]:
-    chain = result.chain
-    tags = {
-        # As tags too: MLflow groups and filters runs by them in places where it does not offer params.
-        **{"profile": chain.profile, "model": chain.model, "k": str(chain.k), "seed": str(chain.seed)},
-        "mlflow.runColor": color_of(chain.k),
-        # Set here, since MLflow fills these with the user's name and the path of the script.
-        **{"mlflow.user": "quantspike", "mlflow.source.name": "stages/publish.py", "mlflow.source.type": "LOCAL"},
-    }
-    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
 
 
 def _curves(result: ChainResult) -> dict[str, list[tuple[int, float]]]:
@@ -123,6 +134,11 @@ def _curves(result: ChainResult) -> dict[str, list[tuple[int, float]]]:
         curves |= _columns(table.drop(columns="phase"), str(phase), "epoch")
     if result.steps is not None:
         curves |= _columns(result.steps, "snn", "step")
+    if result.layers is not None:
+        last = result.layers[result.layers["step"] == result.layers["step"].max()]
+        spikes = (last["positive_spikes"] + last["negative_spikes"]) / last["neurons"]
+        table = last[["layer", "synops", "settled"]].assign(spikes_per_neuron=spikes)
+        curves |= _columns(table, "layers", "layer")
     return curves
 
 
@@ -147,8 +163,8 @@ def _finals(result: ChainResult) -> dict[str, float]:
     return {f"final/{name}": float(value) for name, value in finals.items() if value is not None}
 
 
-def _description(result: ChainResult) -> str:
-    """The result as a small Markdown table, and what it was measured on."""
+def _description(result: ChainResult, hashes: Mapping[str, str]) -> str:
+    """The result as a small Markdown table, what it was measured on, and the hashes of what it came from."""
     ann, snn = result.ann, result.snn
     rows = [("accuracy of the ANN", f"{ann.accuracy:.2%}")]
     if snn is not None:
@@ -164,7 +180,30 @@ def _description(result: ChainResult) -> str:
         ]
     rows += [("multiply-accumulates of the ANN per image", f"{ann.macs:,}")]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"| measure | value |\n| --- | ---: |\n{table}\n\nTested on {ann.images:,} images: {ann.data.name}."
+    text = f"| measure | value |\n| --- | ---: |\n{table}\n\nTested on {ann.images:,} images: {ann.data.name}."
+    chain = result.chain
+    files = (
+        ("data", chain.dataset),
+        ("weights", chain.data / "finetune.safetensors"),
+        ("integer network", chain.integer_network.parent),
+    )
+    known = [(name, hashes[key]) for name, path in files if (key := path.relative_to(chain.root).as_posix()) in hashes]
+    return text + "".join(f"\n\nDVC hash of the {name}: `{digest}`" for name, digest in known)
+
+
+def _dvc_hashes(root: Path) -> dict[str, str]:
+    """MD5 of the outputs in dvc.lock, by path; none where there is no such file."""
+    try:
+        content = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+        outs = [out for stage in content["stages"].values() for out in stage.get("outs", [])]
+        return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _head_commit(root: Path) -> str | None:

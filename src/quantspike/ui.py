@@ -10,16 +10,12 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from quantspike.errors import QuantspikeError
-from quantspike.tracking import SUPERSEDED, experiment_id, shown_uri, tracking_uri
+from quantspike.tracking import VIEW, experiment_id, shown_uri, tracking_uri
 
 _HOST = "127.0.0.1"
 
 # MLflow opens in its mode for language models, and with a bare table, otherwise.
-_VIEW = {
-    "workflowType": "machine_learning",
-    "compareRunsMode": "CHART",
-    "searchFilter": f"tags.`{SUPERSEDED}` = 'false'",
-}
+_VIEW = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "viewStateShareKey": VIEW}
 
 # Two processes in place of a dozen: nobody queues jobs here. No usage data.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -1,0 +1,248 @@
+"""A training as MLflow shows it while it runs: points every few seconds, from a thread of its own, best effort.
+
+Nothing here can stop a training or make it wait: what cannot be delivered is kept for a while and then forgotten,
+since `publish` builds the finished chain's run from files.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from quantspike.tracking.store import (
+    CHAIN,
+    COMPLETE,
+    EXPERIMENT,
+    LIVE,
+    METRICS_A_BATCH,
+    SUPERSEDED,
+    TrackingError,
+    errors_explained,
+    find_or_make_experiment,
+    locked,
+    open_store,
+    shown_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PATIENCE = 15.0
+"""Seconds before the first point: a training that is over by then is not worth loading MLflow for."""
+
+_PAUSE = 3.0
+_LONGEST_PAUSE = 60.0
+_SYSTEM_PAUSE = 10.0
+_LAST_CHANCE = 5.0
+"""Seconds that the end of a training waits for what is not yet delivered."""
+
+_LARGEST_BACKLOG = 20_000
+
+_NOTE = (
+    "In training, or stopped there. When the chain is finished, `publish` puts a run with its results in this place."
+)
+
+Point = tuple[str, float, int, int]
+"""Name, value, milliseconds since 1970, step."""
+
+
+class LiveRun:
+    """Sends a training's progress to MLflow."""
+
+    def __init__(
+        self,
+        uri: str,
+        key: str,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str | int | float],
+        *,
+        fresh: bool,
+        epochs_before: int = 0,
+        tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+        patience: float = PATIENCE,
+    ) -> None:
+        """Starts the thread, which first waits to see whether the training is a long one.
+
+        Args:
+            uri: address of the store.
+            key: identity of the chain.
+            name: what the run is called.
+            tags: of the run.
+            params: settings that are shown.
+            fresh: whether the training begins anew; otherwise the run that it filled before is filled on.
+            epochs_before: epochs of earlier phases, from which those of this one are counted on.
+            tell: shows one line to the user; called once at most.
+            patience: seconds before the first point is sent.
+        """
+        self._uri, self._key, self._name, self._tags, self._params = uri, key, name, tags, params
+        self.epochs_before = epochs_before
+        self._fresh, self._tell, self._patience = fresh, tell, patience
+        self._points: deque[Point] = deque(maxlen=_LARGEST_BACKLOG)
+        self._over = threading.Event()
+        self._status = "FINISHED"
+        self._told = False
+        self._due_at = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def due(self) -> bool:
+        """Whether it was last so some seconds ago: of what happens in every step, a point now and then will do."""
+        now = time.monotonic()
+        if now - self._due_at < _PAUSE:
+            return False
+        self._due_at = now
+        return True
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Takes points to be sent later; costs the caller microseconds."""
+        now = round(1000 * time.time())
+        self._points.extend((name, float(value), now, step) for name, value in values.items())
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Sends the rest, for some seconds at most.
+
+        Args:
+            status: FINISHED, KILLED (stopped by a signal) or FAILED, as MLflow has it.
+        """
+        self._status = status
+        self._over.set()
+        self._thread.join(_LAST_CHANCE)
+        if self._thread.is_alive():
+            self._complain(f"MLflow at {shown_uri(self._uri)} is too slow")
+
+    def _work(self) -> None:
+        if self._over.wait(self._patience):
+            return
+        sender, pause, over = _Sender(self._uri), _PAUSE, False
+        while not over:
+            try:
+                sender.send(self)
+                pause = _PAUSE
+            except TrackingError as error:
+                self._complain(str(error))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            over = self._over.wait(pause)
+        try:
+            sender.send(self)
+            sender.end(self._status)
+        except TrackingError as error:
+            self._complain(str(error))
+
+    def _complain(self, problem: str) -> None:
+        """One line, once: the user need not do anything."""
+        if not self._told:
+            self._told = True
+            self._tell(f"note: {problem}. Training goes on; `make publish` delivers its results when it is done")
+
+
+class _Sender:
+    """The part that knows MLflow; all of it runs in the thread."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._client: MlflowClient | None = None
+        self._run_id = ""
+        self._waiting: list[Point] = []
+        self._machine = _Machine()
+
+    def send(self, live: LiveRun) -> None:
+        """Delivers what has come together; what fails stays for the next time."""
+        with errors_explained(self._uri):
+            if self._client is None:
+                self._open(live)
+            assert self._client is not None
+            while live._points and len(self._waiting) < _LARGEST_BACKLOG:
+                self._waiting.append(live._points.popleft())
+            self._waiting += self._machine.measure()
+            while self._waiting:
+                self._client.log_batch(self._run_id, metrics=_metrics(self._waiting[:METRICS_A_BATCH]))
+                del self._waiting[:METRICS_A_BATCH]
+
+    def end(self, status: str) -> None:
+        """Closes the run."""
+        with errors_explained(self._uri):
+            if self._client is not None:
+                self._client.set_terminated(self._run_id, status=status)
+
+    def _open(self, live: LiveRun) -> None:
+        """Finds the run that this training filled before, or makes one."""
+        from mlflow.entities import Param
+
+        with locked(self._uri):
+            client = open_store(self._uri)
+            experiment = find_or_make_experiment(client, self._uri, EXPERIMENT)
+            mine = f"tags.`{CHAIN}` = '{live._key}' and tags.`{LIVE}` = 'true'"
+            found = [run for run in client.search_runs([experiment], mine) if run.data.tags.get(COMPLETE) != "true"]
+            if live._fresh:
+                for run in found:
+                    client.delete_run(run.info.run_id)
+                found = []
+            if found:
+                self._run_id = found[0].info.run_id
+                client.update_run(self._run_id, status="RUNNING")
+                self._machine.step = _steps_so_far(found[0].data.metrics, client, self._run_id)
+            else:
+                tags = {**live._tags, CHAIN: live._key, LIVE: "true", SUPERSEDED: "false", "mlflow.note.content": _NOTE}
+                self._run_id = client.create_run(experiment, tags=tags, run_name=live._name).info.run_id
+                params = [Param(name, str(value)) for name, value in live._params.items()]
+                client.log_batch(self._run_id, params=params)
+        self._client = client
+
+
+class _Machine:
+    """Load of processor, memory, network and GPU, by MLflow's own collectors."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self._monitors: list[Any] | None = None
+        self._measured = 0.0
+
+    def measure(self) -> list[Point]:
+        """System metrics, if it is time for them."""
+        if time.monotonic() - self._measured < _SYSTEM_PAUSE and self._monitors is not None:
+            return []
+        if self._monitors is None:
+            self._monitors = _monitors()
+        self._measured = time.monotonic()
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            values |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
+        now, self.step = round(1000 * time.time()), self.step + 1
+        return [(f"system/{name}", float(value), now, self.step) for name, value in values.items()]
+
+
+def _monitors() -> list[Any]:
+    """MLflow's collectors of what this machine has; none without psutil."""
+    try:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    except ImportError:
+        return []
+    kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor]
+    monitors = []
+    for kind in kinds:
+        with suppress(Exception):  # no GPU, no driver or no library for it: each raises its own
+            monitors.append(kind())
+    return monitors
+
+
+def _metrics(points: list[Point]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, time, step) for name, value, time, step in points]
+
+
+def _steps_so_far(metrics: Mapping[str, float], client: MlflowClient, run_id: str) -> int:
+    """Number of the last system metrics that a run has."""
+    name = next((name for name in metrics if name.startswith("system/")), None)
+    return 0 if name is None else max(metric.step for metric in client.get_metric_history(run_id, name))

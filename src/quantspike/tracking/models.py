@@ -1,0 +1,108 @@
+"""Trained networks as MLflow models: kept with their runs, registered by name, the best of each k under an alias."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+WEIGHTS = "quantspike.weights"
+"""Tag: SHA-256 of the weights that lie in a run's folder `model`."""
+
+_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class TrackedModel:
+    """A trained network.
+
+    Attributes:
+        name: under which it is registered, such as `quantspike-cnn1`.
+        alias: that the best of all models of its kind bears, such as `paper-k1`.
+        accuracy: by which the best is found, 0 to 1.
+        digest: SHA-256 of its weights.
+        load: gives the module, on the CPU and in evaluation mode, and inputs for it as an array [N, ...].
+    """
+
+    name: str
+    alias: str
+    accuracy: float
+    digest: str
+    load: Callable[[], tuple[Any, Any]]
+
+
+def keep_model(client: MlflowClient, run_id: str, model: TrackedModel, tags: Mapping[str, str] | None = None) -> bool:
+    """Puts a model into a run and registers it, unless the run's tags say that it is there; whether it did."""
+    if (tags or {}).get(WEIGHTS) == model.digest:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _FOLDER
+        _save(model, path)
+        client.log_artifacts(run_id, str(path), _FOLDER)
+    if _version(client, model.name, run_id) is None:
+        _find_or_make_name(client, model.name)
+        client.create_model_version(model.name, f"runs:/{run_id}/{_FOLDER}", run_id)
+    # Last, so that a kill in between is made good the next time.
+    client.set_tag(run_id, WEIGHTS, model.digest)
+    return True
+
+
+def name_best_models(client: MlflowClient, current: Sequence[tuple[TrackedModel, str]]) -> None:
+    """Gives each alias to the most accurate of its models, the first of several.
+
+    Args:
+        client: of the store.
+        current: every model with the id of its run.
+    """
+    best: dict[tuple[str, str], tuple[TrackedModel, str]] = {}
+    for model, run_id in current:
+        key = (model.name, model.alias)
+        if key not in best or model.accuracy > best[key][0].accuracy:
+            best[key] = (model, run_id)
+    for (name, alias), (_, run_id) in best.items():
+        version = _version(client, name, run_id)
+        if version is not None and alias not in version.aliases:
+            client.set_registered_model_alias(name, alias, version.version)
+
+
+def _save(model: TrackedModel, path: Path) -> None:
+    """Writes MLflow's form of the module, with the types and shapes of what goes in and comes out.
+
+    Recent versions of MLflow export the graph (torch.export), so that the model can be loaded without this package.
+    """
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import infer_signature
+
+    module, example = model.load()
+    with torch.inference_mode():
+        scores = module(torch.from_numpy(example)).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's export warns of weights that are not on the CPU; these are
+        mlflow.pytorch.save_model(
+            module,
+            str(path),
+            signature=infer_signature(example, scores),
+            input_example=example,
+            # Named, since MLflow would find them out by loading the model in a new process, for half a minute.
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
+        )
+
+
+def _find_or_make_name(client: MlflowClient, name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+
+
+def _version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """The version that came from a run, with its aliases."""
+    for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        return client.get_model_version(name, found.version)
+    return None
