@@ -243,10 +243,13 @@ def test_the_style_sheet_can_be_used_elsewhere() -> None:
 
 
 def test_settings_of_the_caller_neither_count_nor_change() -> None:
-    with mpl.rc_context({"font.size": 30, "lines.linewidth": 7}):
+    # Two that the style sheet has, and two that it has not.
+    theirs = {"font.size": 30, "lines.linewidth": 7, "axes.facecolor": "red", "lines.markeredgewidth": 9}
+    with mpl.rc_context(theirs):
         before = dict(mpl.rcParams)
         with style():
-            assert (mpl.rcParams["font.size"], mpl.rcParams["lines.linewidth"]) == (13.0, 2.0)
+            ours = {name: mpl.rcParams[name] for name in theirs}
+        assert ours == {"font.size": 13, "lines.linewidth": 2, "axes.facecolor": "white", "lines.markeredgewidth": 1}
         sparsity(comparison_of("one k"))
         assert dict(mpl.rcParams) == before
 
@@ -264,7 +267,8 @@ def test_settings_of_the_caller_come_back_after_an_error() -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "new" / "folder"
-    with mpl.rc_context({"font.size": 30, "savefig.dpi": 50, "svg.fonttype": "none"}):
+    theirs = {"font.size": 30, "savefig.dpi": 50, "svg.fonttype": "none", "savefig.bbox": "tight"}
+    with mpl.rc_context(theirs):
         before = dict(mpl.rcParams)
         save(figure_of("settling", "one k"), folder, "some name")
         assert dict(mpl.rcParams) == before

@@ -202,7 +202,7 @@ def test_a_small_network_is_counted_in_smaller_units() -> None:
 
 def test_bars_of_layers_are_spikes_per_neuron_and_operations_per_image() -> None:
     upper, lower = figure_of("layers", "published").axes
-    tokens = "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024".split("-")
+    tokens = ["96C3", "256C3", "P2", "384C3", "P2", "384C3", "256C3", "P2", "1024", "1024"]
     assert tick_labels_of(lower) == [f"{token}\n{place}" for place, token in enumerate(tokens, start=1)]
     for k in (0, 1, 2):
         (table,) = last_layers("published", k)

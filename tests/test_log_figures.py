@@ -86,7 +86,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
     (tmp_path / "out").write_text("a file")
     arguments = [str(tmp_path / "k0"), "--images", "10", "--steps", "3", "--plot", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["logs", *arguments])
-    with pytest.raises(SystemExit, match="error: .*out"):
+    with pytest.raises(SystemExit, match=r"error: .*out"):
         logs.main()
 
 

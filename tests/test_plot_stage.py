@@ -92,7 +92,8 @@ def test_tables_are_those_of_the_results(drawn: Path) -> None:
 def test_the_same_results_give_the_same_files_to_the_last_byte_whatever_the_caller_has_set(
     drawn: Path, tmp_path: Path
 ) -> None:
-    with mpl.rc_context({"font.size": 30, "savefig.dpi": 50, "svg.fonttype": "none"}):
+    theirs = {"font.size": 30, "savefig.dpi": 50, "svg.fonttype": "none", "axes.facecolor": "red", "axes.linewidth": 9}
+    with mpl.rc_context(theirs):
         again = draw(tmp_path)
     names = sorted(path.name for path in drawn.iterdir())
     assert names == sorted(path.name for path in again.iterdir())
