@@ -47,7 +47,7 @@ run-demo:
 	dvc repro --single-item publish
 
 test: lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	ruff check .
