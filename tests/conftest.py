@@ -8,7 +8,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import copy
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from quantspike import augmentation
 from quantspike.class_folders import Labelled
 from quantspike.data import Dataset, build_dataset
 from quantspike.networks import QuantizedCNN
+from quantspike.tracking import publish
+from tracking_processes import Server, running_server
 
 PARAMS: dict[str, Any] = {
     "run": {"profile": ["tiny"], "model": ["small"], "k": ["fp32", 1], "seed": [0]},
@@ -35,6 +38,7 @@ PARAMS: dict[str, Any] = {
             "simulate": {"steps": 20, "settle_limit": 200, "batch_size": 100, "log_batch": 100},
         }
     },
+    "energy": {},
     "device": "cpu",
 }
 """A grid of two chains that train in about a second."""
@@ -92,3 +96,20 @@ def with_averages(network: QuantizedCNN, dataset: Dataset) -> QuantizedCNN:
 def tiny_dataset() -> Dataset:
     """40 training and 20 test images of 6 x 6 in three classes."""
     return build_dataset(labelled(40, 1), labelled(20, 2), ("top", "middle", "bottom"), kind="images", name="rows")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database; made once, since MLflow takes three seconds for it."""
+    if importlib.util.find_spec("mlflow") is None:
+        pytest.skip("mlflow is not installed")
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    publish([], uri=f"sqlite:///{path}", experiment="another one")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    """An MLflow server; started once, since it takes five seconds."""
+    with running_server(tmp_path_factory.mktemp("server"), empty_database) as server:
+        yield server

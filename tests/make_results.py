@@ -49,6 +49,7 @@ def make_params(
             "run": {"profile": ["paper"], "model": ["cnn1"], "k": list(k), "seed": list(seed)},
             "models": {name: {"layers": layers} for name, layers in LAYERS.items()},
             "profiles": {"paper": profile | changes},
+            "energy": {},
         }
     )
 

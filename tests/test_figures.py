@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.style
+import numpy as np
 import pytest
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,9 +34,10 @@ from draw_figures import (
 )
 from make_results import data_set
 from quantspike.errors import QuantspikeError
-from quantspike.figures import FIGURES, LOG_FIGURES, Comparison, save, sops, sparsity
+from quantspike.figures import FIGURES, LOG_FIGURES, Comparison, compare_logs, save, sops, sparsity
 from quantspike.figures.comparison import Run, Series
-from quantspike.figures.style import GRAY, legend_below, spread_named, style, tint
+from quantspike.figures.style import GRAY, legend_below, shorten_middle, spread_named, style, tint
+from quantspike.logs import Logs, _labelled
 from quantspike.palette import FULL_PRECISION, color_of
 
 MANY = range(8)
@@ -66,7 +69,58 @@ def test_the_figures_of_logs_are_figures_of_results_too() -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_is_cut_off_and_no_label_covers_another(name: str, case: str) -> None:
-    figure = figure_of(name, case)
+    check_room(figure_of(name, case))
+
+
+LOGS: dict[str, tuple[str, ...]] = {
+    "README": ("metrics/demo/cnn1-1-0/logs/k1", "their/logs/k1"),
+    "four of one k": tuple(f"{name}/logs/k1" for name in ("ours", "theirs", "of_others", "of_somebody_else")),
+    "four of none": ("metrics/demo/cnn1-1-0/logs/x", "their/logs", "another_folder_of_a_long_name", "short"),
+    "one": ("k24",),
+}
+"""Folders of logs that a figure must have room for."""
+
+
+def comparison_of_logs(case: str, model: str | None, spiking: bool = True) -> Comparison:
+    counts = np.array([40, 60, 62]) * spiking
+    return compare_logs(
+        _labelled(
+            [
+                Logs(
+                    Path(folder),
+                    360,
+                    3,
+                    1,
+                    np.array([200, 300 + 9 * place, 310]),
+                    counts * 900,
+                    counts * 90,
+                    counts * 9_000,
+                )
+                for place, folder in enumerate(LOGS[case])
+            ]
+        ),
+        model,
+    )
+
+
+@pytest.mark.parametrize("model", [None, "cnn1"])
+@pytest.mark.parametrize("case", LOGS)
+@pytest.mark.parametrize("name", LOG_FIGURES)
+def test_in_figures_of_logs_nothing_is_cut_off_and_no_label_covers_another(
+    name: str, case: str, model: str | None
+) -> None:
+    check_room(LOG_FIGURES[name](comparison_of_logs(case, model)))
+
+
+@pytest.mark.parametrize("name", LOG_FIGURES)
+def test_logs_without_any_spike_are_drawn_without_a_warning(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_room(LOG_FIGURES[name](comparison_of_logs("README", None, spiking=False)))
+
+
+def check_room(figure: Figure) -> None:
+    """That everything lies within the figure and nothing on top of another."""
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     boxes = {text: text.get_window_extent() for text in texts_of(figure) if text.get_text()}
@@ -87,10 +141,7 @@ def test_nothing_is_cut_off_and_no_label_covers_another(name: str, case: str) ->
 def test_letters_are_large_enough_to_be_read_at_half_size(name: str) -> None:
     for case in ("many k", "one k"):
         figure = figure_of(name, case)
-        # The caption of the energies is the small print of the figure.
-        sizes = {text.get_fontsize() for text in texts_of(figure) if text.get_text() != figure.get_supxlabel()}
-        assert min(sizes) >= 11.5
-        assert all(text.get_fontsize() >= 9 for text in figure.texts)
+        assert min(text.get_fontsize() for text in texts_of(figure)) >= 11.5
 
 
 def test_a_legend_takes_as_many_columns_as_there_is_room_for() -> None:
@@ -199,6 +250,21 @@ def test_a_title_names_each_of_several_data_sets(tmp_path: Path) -> None:
     )
     title = "cnn1 on CIFAR-10 (official archive), 10,000 test images and images of photos.tar.gz, 10,000 test images"
     assert compare(results).title == title
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "shown"),
+    [("abcdefg", 7, "abcdefg"), ("abcdefgh", 7, "abc…fgh"), ("abcdefghi", 8, "abc…ghi"), ("", 5, "")],
+)
+def test_a_text_is_shortened_in_the_middle_only_where_it_is_longer(text: str, longest: int, shown: str) -> None:
+    assert shorten_middle(text, longest) == shown
+
+
+def test_a_word_of_a_title_has_at_most_40_letters() -> None:
+    comparison = replace(comparison_of("one k"), title=f"cnn1 on {'a' * 40} and {'b' * 30}{'c' * 30}.tar, 9 images")
+    words = sops(comparison).get_suptitle().split()
+    # 19 letters of each end
+    assert words == ["cnn1", "on", "a" * 40, "and", f"{'b' * 19}…{'c' * 14}.tar,", "9", "images"]
 
 
 def test_a_file_name_with_dollar_signs_is_no_formula() -> None:

@@ -169,6 +169,7 @@ def test_a_round_step_close_to_the_last_one_is_not_labelled(tmp_path: Path) -> N
 def test_a_simulation_of_one_step_is_drawn() -> None:
     axes = figure_of("accuracy_speed", "one step").axes[1]
     assert axes.get_xlim() == (1, 2)
+    assert tick_labels_of(axes) == ["1"]  # there is no second step
     assert [points_of(dot)[0][0] for dot in lines_of(axes, marker="o")] == [1, 1]
 
 
@@ -189,6 +190,21 @@ def test_a_curve_that_rises_above_its_last_value_is_shown_whole() -> None:
     peaked = replace(series, runs=[replace(series.runs[0], steps=steps)])
     axes = accuracy_speed(replace(comparison, series=[peaked])).axes[0]
     assert axes.get_ylim()[1] > 97
+
+
+@pytest.mark.parametrize(("worse", "low"), [(0.9, 90 - 2 * 0.5), (0.85, 85 - 2 * 5), (0.8, 70), (0.1, 70)])
+def test_the_upper_panel_shows_at_most_20_points_below_the_best_network(worse: float, low: float) -> None:
+    (series,) = comparison_of("one k").series
+    flat = [
+        replace(series, runs=[replace(run, steps=run.steps.assign(accuracy=value), ann_accuracy=value)])
+        for run in series.runs
+        if run.steps is not None
+        for value in (worse, 0.9)
+    ]
+    enlarged = accuracy_speed(replace(comparison_of("one k"), series=flat)).axes[0]
+    assert enlarged.get_ylim()[0] == pytest.approx(low)
+    # Above, half the difference, but no more than a point.
+    assert enlarged.get_ylim()[1] == pytest.approx(90 + (0.25 if worse == 0.9 else 1))
 
 
 def test_accuracies_at_both_ends_stay_within_percentages() -> None:

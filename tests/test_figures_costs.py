@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -85,6 +86,18 @@ def test_every_k_has_a_bar_of_its_own_numbers_and_colour() -> None:
         assert positive.get_x() + positive.get_width() / 2 == pytest.approx(k)
         assert (to_hex(positive.get_facecolor()), to_hex(negative.get_facecolor())) == (color_of(k), tint(color_of(k)))
         assert negative.get_hatch()
+
+
+def test_a_name_below_a_bar_is_wrapped_after_14_letters() -> None:
+    (series,) = comparison_of("one k").series
+    comparison = replace(comparison_of("one k"), series=[replace(series, name="k = 1, metrics/demo/cnn1-1-0")])
+    # The folder has 21 letters, of which 14 fit into a line.
+    name = "k = 1\nmetrics/demo/c\nnn1-1-0"
+    assert tick_labels_of(sparsity(comparison).axes[0]) == [name]
+    assert tick_labels_of(sops(comparison).axes[0])[0] == f"SNN, {name}:\nsynaptic\noperations"
+    # The word before a name counts too.
+    unknown = replace(comparison, series=[replace(series, name="metrics/demo/cnn1")])
+    assert tick_labels_of(sops(unknown).axes[0])[0] == "SNN, metrics/d\nemo/cnn1:\nsynaptic\noperations"
 
 
 def test_published_spikes_are_diamonds_and_words_stand_above_them() -> None:

@@ -71,9 +71,9 @@ def test_arithmetic_is_drawn_above_as_worked_out_by_hand() -> None:
     upper, _ = energy(tiny(tiny_run())).axes
     # Floats: 118 x 10. Integers of 8 bits: 118 x 2; of 12 x 2, 3 and 1 bits: 2 x 12 (64 x 2 + 24 x 3 + 30 x 1) / 64.
     # Half of the images work in one step, the others in two: 1.5 on average; 50 + 43 x 1.5 = 114.5 additions at 1.
-    assert heights_of(upper) == pytest.approx([1180, 236, 86.25, 114.5])
-    assert upper.get_ylabel() == "picojoules per image"
-    assert written_in(upper) == ["1,180", "236", "86.2", "114"]  # halves to even
+    assert in_picojoules(upper) == pytest.approx([1180, 236, 86.25, 114.5])
+    assert upper.get_title("left") == "estimated energy: arithmetic"
+    assert written_in(upper) == ["1.18", "0.236", "0.0862", "0.115"]
 
 
 def test_memory_traffic_is_drawn_below_as_worked_out_by_hand() -> None:
@@ -85,9 +85,18 @@ def test_memory_traffic_is_drawn_below_as_worked_out_by_hand() -> None:
     dram = [12_400, 3_100, 4_650, 4_650]
     bars = [bar for pair in zip(on_chip, dram, strict=True) for bar in pair]
     assert in_picojoules(lower) == pytest.approx(bars)
-    # The largest, 14,632 pJ, has two digits before the point in nanojoules.
-    assert lower.get_ylabel() == "nanojoules per image"
+    assert lower.get_title("left") == "estimated energy: memory traffic"
     assert written_in(lower) == ["14.6", "3.66", "5.08", "6.78"]
+
+
+def test_both_panels_have_the_unit_of_the_larger_one() -> None:
+    # The largest, 14,632 pJ of memory traffic, has two digits before the point in nanojoules; arithmetic has 1.18.
+    assert [axes.get_ylabel() for axes in energy(tiny(tiny_run())).axes] == ["nanojoules per image"] * 2
+    # Free memory traffic leaves arithmetic the larger one: 1,180 pJ.
+    free = PRICES.model_copy(update={"on_chip": 0.0, "dram": 0.0})
+    upper, lower = energy(tiny(tiny_run(), prices=free)).axes
+    assert upper.get_ylabel() == lower.get_ylabel() == "picojoules per image"
+    assert heights_of(upper) == pytest.approx([1180, 236, 86.25, 114.5])
 
 
 def test_dram_stands_hatched_on_top_of_on_chip_memory() -> None:
@@ -111,7 +120,7 @@ def test_an_image_works_until_it_is_at_rest_or_the_steps_are_over(
     settled: tuple[float, ...], steps_at_work: float
 ) -> None:
     upper, _ = energy(tiny(tiny_run(settled))).axes
-    assert heights_of(upper)[-1] == pytest.approx(50 + 43 * steps_at_work)
+    assert in_picojoules(upper)[-1] == pytest.approx(50 + 43 * steps_at_work)
 
 
 def test_names_say_what_was_counted_at_which_widths() -> None:
@@ -130,23 +139,25 @@ def test_names_say_what_was_counted_at_which_widths() -> None:
     ]
 
 
-def test_what_belongs_to_a_k_has_its_colour() -> None:
+def test_what_belongs_to_a_k_has_its_colour_and_its_ann_is_white_within_an_edge_of_it() -> None:
     upper, lower = figure_of("energy", "many k").axes
-    own = [color for k in range(8) for color in (tint(color_of(k)), color_of(k))]
-    assert [to_hex(bar.get_facecolor()) for bar in bars_of(upper)] == [FULL_PRECISION, FULL_PRECISION, *own]
-    assert [to_hex(bar.get_facecolor()) for bar in bars_of(lower)[::2]] == [FULL_PRECISION, FULL_PRECISION, *own]
+    edges = [FULL_PRECISION, FULL_PRECISION, *(color_of(k) for k in range(8) for _ in ("ANN", "SNN"))]
+    faces = [FULL_PRECISION, FULL_PRECISION, *(color for k in range(8) for color in ("#ffffff", color_of(k)))]
+    pale = [face if face == "#ffffff" else tint(face) for face in faces]
+    for bars, expected in ((bars_of(upper), faces), (bars_of(lower)[::2], faces), (bars_of(lower)[1::2], pale)):
+        assert [to_hex(bar.get_facecolor()) for bar in bars] == expected
+        assert [to_hex(bar.get_edgecolor()) for bar in bars] == edges
 
 
 def test_the_first_published_network_multiplies_floats_for_1836_microjoules() -> None:
     upper, lower = figure_of("energy", "published").axes
     # 399,190,016 x 4.6 pJ, and x 0.23 pJ for 8-bit integers
-    assert heights_of(upper)[:2] == pytest.approx([1836.2740736, 91.81370368])
-    assert written_in(upper)[:2] == ["1,836", "91.8"]
-    assert upper.get_ylabel() == "microjoules per image"
+    assert in_picojoules(upper)[:2] == pytest.approx([1_836_274_073.6, 91_813_703.68])
+    assert written_in(upper)[:2] == ["1.84", "0.0918"]
     # 7,852,576 words from DRAM at 640 pJ: 5,025.65 microjoules, and for integers of 8 bits a quarter
     dram = [in_picojoules(lower)[place] / 1e6 for place in (1, 3)]
     assert dram == pytest.approx([5025.64864, 5025.64864 / 4])
-    assert lower.get_ylabel() == "millijoules per image"
+    assert upper.get_ylabel() == lower.get_ylabel() == "millijoules per image"
 
 
 def test_bars_of_results_are_the_estimates_of_what_their_files_say() -> None:
@@ -183,9 +194,9 @@ def test_prices_change_bars_and_caption() -> None:
     assert in_picojoules(other_upper)[3] == pytest.approx(2.5 * in_picojoules(upper)[3])
     caption, other = (caption_of(figure) for figure in figures)
     assert "32-bit addition 1;" in caption
-    assert "8 on chip, 100 DRAM" in caption
+    assert "8 on chip, 100 from DRAM" in caption
     assert "32-bit addition 2.5;" in other
-    assert "8 on chip, 300 DRAM" in other
+    assert "8 on chip, 300 from DRAM" in other
 
 
 def caption_of(figure: Figure) -> str:
@@ -197,9 +208,10 @@ def test_the_caption_names_the_source_and_every_default_price() -> None:
     caption = caption_of(figure_of("energy", "published"))
     for words in (
         "Horowitz, ISSCC 2014",
-        "multiply-accumulate 4.6 (fp32), 0.23 (8 x 8 bits",
+        "defaults: 45 nm",
+        "multiply-accumulate 4.6 in fp32, 0.23 for 8 x 8 bits, else by the product of the widths",
         "32-bit addition 0.1",
-        "per 32 bits 5 on chip, 640 DRAM",
+        "per 32 bits 5 on chip, 640 from DRAM",
     ):
         assert words in caption
 
@@ -207,10 +219,10 @@ def test_the_caption_names_the_source_and_every_default_price() -> None:
 def test_several_seeds_have_error_bars_and_say_how_many_there_are() -> None:
     figure = energy(tiny(tiny_run(), tiny_run(synops=70)))
     upper, lower = figure.axes
-    # 114.5 and 134.5: mean 124.5, standard deviation 20 / sqrt(2)
-    assert heights_of(upper)[-1] == pytest.approx(124.5)
+    # 114.5 and 134.5 pJ: mean 124.5, standard deviation 20 / sqrt(2); in nanojoules, as the memory traffic below
+    assert in_picojoules(upper)[-1] == pytest.approx(124.5)
     ((place, low, high),) = error_bars_of(upper)
-    assert (place, low, high) == pytest.approx((3, 124.5 - 200**0.5, 124.5 + 200**0.5))
+    assert (place, low, high) == pytest.approx((3, 0.1245 - 200**0.5 / 1e3, 0.1245 + 200**0.5 / 1e3))
     # 20 operations more are 20 x 76 / 32 words at 8 pJ more: 380, in nanojoules
     ((place, low, high),) = error_bars_of(lower)
     assert (place, high - low) == pytest.approx((3, 2 * 0.38 / 2**0.5))

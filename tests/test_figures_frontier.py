@@ -100,6 +100,7 @@ def test_marks_at_the_same_step_are_of_different_sizes_the_smallest_on_top() -> 
     sizes = [mark.get_markersize() for mark in marks]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(LOSSES)
+    assert sizes == [20, 10, 6]
     assert len({mark.get_zorder() for mark in marks}) == 1  # so that what is drawn later lies on top
 
 
@@ -181,13 +182,56 @@ def test_operations_stand_on_a_logarithmic_axis_with_plain_numbers_from_the_firs
     assert whole.get_xlabel() == "synaptic operations per image (million), logarithmic"
 
 
-@pytest.mark.parametrize("synops", [[0, 0, 5_000_000], [0, 0, 1], [3, 3, 3]])
-def test_a_first_step_without_any_spike_leaves_the_axis_two_decades(synops: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("synops", "first"),
+    [([0, 2, 5_000_000], 2), ([0, 40, 5_000], 40), ([0, 0, 1], 1), ([3, 3, 3], 3), ([7, 7, 7], 7)],
+)
+def test_the_axis_begins_with_the_fewest_operations_that_are_any(synops: list[float], first: float) -> None:
     figure = frontier(hand_made([0.1, 0.5, 0.9], synops))
     FigureCanvasAgg(figure).draw()
-    low, high = figure.axes[1].get_xlim()
-    assert 0 < low < high
-    assert high / low < 123  # 1.1 x 100 / 0.9
+    # 5,000,000 are not yet 10 million, so their unit is a thousand.
+    unit = 1e3 if synops[-1] == 5_000_000 else 1
+    assert figure.axes[1].get_xlim() == pytest.approx((0.9 * first / unit, 1.1 * synops[-1] / unit))
+
+
+@pytest.mark.parametrize(
+    ("synops", "labels"),
+    [
+        ([100, 300, 900], ["100", "200", "500"]),
+        ([100, 200, 300], ["100", "120", "150", "200", "250", "300"]),
+        ([3, 3, 3], ["2.8", "3", "3.2"]),
+        ([7, 7, 7], ["6.5", "7", "7.5"]),  # from 6.3 to 7.7
+        ([2, 600, 2_000_000], ["0.01", "0.1", "1", "10", "100", "1,000"]),  # thousand; too many of 1, 2, 5
+        ([1600, 1700, 1800], ["1,500", "1,600", "1,700", "1,800", "1,900"]),
+    ],
+)
+def test_operations_have_three_ticks_at_least_and_no_more_than_there_is_room_for(
+    synops: list[float], labels: list[str]
+) -> None:
+    figure = frontier(hand_made([0.1, 0.5, 0.9], synops))
+    FigureCanvasAgg(figure).draw()
+    assert tick_labels_of(figure.axes[1]) == labels
+
+
+def named(name: str) -> Comparison:
+    comparison = hand_made([0.1, 0.9], [10, 20])
+    return replace(comparison, series=[replace(comparison.series[0], name=name)])
+
+
+def test_the_first_column_is_as_wide_as_the_names() -> None:
+    # 0.013 of the width for each letter; of the rest, the second column begins after 0.15.
+    for name in ("k = 1", "k = 1, ours", "k = 1, of a long folder"):
+        wide = 0.013 * len(name)
+        places = [text.get_position()[0] for text in frontier(named(name)).axes[2].texts[:5]]
+        assert places == pytest.approx([0, *(wide + (1 - wide) * share for share in (0.15, 0.43, 0.7, 1))])
+
+
+def test_a_long_name_is_shortened_in_the_middle() -> None:
+    names = ("k = 1, metrics/demo/cnn1", "k = 1, metrics/demo/cnn1-1-0")  # of 24 letters, and of 28
+    figures = [frontier(named(name)) for name in names]
+    assert [figure.axes[2].texts[5].get_text() for figure in figures] == [names[0], "k = 1, metr…mo/cnn1-1-0"]
+    assert figures[1].axes[2].texts[1].get_position()[0] == pytest.approx(0.312 + 0.688 * 0.15)  # 24 letters
+    assert legend_of(figures[1]) == [names[1]]
 
 
 def test_a_network_that_never_spikes_is_drawn() -> None:

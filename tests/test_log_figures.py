@@ -48,14 +48,27 @@ def test_logs_of_the_same_k_share_its_colour_and_differ_in_line_and_name(tmp_pat
     assert [series.name for series in comparison.series] == ["k = 1, ours", "k = 1, theirs"]
     axes = accuracy_speed(comparison).axes[1]
     assert solid_colours(axes) == [color_of(1)] * 2
-    assert len({series.style for series in comparison.series}) == 2
+    assert [series.style for series in comparison.series] == ["-", "--"]
+
+
+def test_up_to_four_logs_of_one_k_or_of_none_never_look_alike(tmp_path: Path) -> None:
+    log = write(tmp_path / "k1")
+    # The k of two logs come between: a line style counts those of the same k alone.
+    found = [(log, k, name) for name in "abcd" for k in (1, None, 2)]
+    series = compare_logs(found).series
+    for k in (1, 2):
+        assert [one.style for one in series if one.k == k] == ["-", "--", "-.", ":"]
+        assert {one.color for one in series if one.k == k} == {color_of(k)}
+    assert [one.color for one in series if one.k is None] == [spare_color(place) for place in range(4)]
+    assert len({(one.color, one.style) for one in series}) == 12
+    assert len({one.name for one in series}) == 12
 
 
 def test_a_folder_that_is_not_named_after_k_has_a_name_and_a_colour_of_its_own(tmp_path: Path) -> None:
     labelled = logs._labelled([write(tmp_path / "k1"), write(tmp_path / "baseline"), write(tmp_path / "k99")])
     assert [(k, origin) for _, k, origin in labelled] == [(1, ""), (None, "baseline"), (None, "k99")]
     series = compare_logs(labelled).series
-    assert [one.color for one in series] == [color_of(1), spare_color(1), spare_color(2)]
+    assert [one.color for one in series] == [color_of(1), spare_color(0), spare_color(1)]
     assert len({one.color for one in series}) == 3
 
 

@@ -432,10 +432,35 @@ def test_too_few_steps_show_in_more_correct_images_than_there_are(tmp_path: Path
         read_logs(tmp_path, images=4, steps=2)
 
 
-@pytest.mark.parametrize(("images", "steps", "name"), [(0, 4, "--images"), (5, -1, "--steps")])
-def test_images_and_steps_are_counted_from_one(tmp_path: Path, images: int, steps: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("images", "steps", "batch", "name"),
+    [(0, 4, None, "--images"), (5, -1, None, "--steps"), (5, 4, 0, "--batch"), (5, 4, -1, "--batch")],
+)
+def test_images_steps_and_batches_are_counted_from_one(
+    tmp_path: Path, images: int, steps: int, batch: int | None, name: str
+) -> None:
     with pytest.raises(QuantspikeError, match=rf"^{name} must be a whole number from 1, found (0|-1)$"):
-        read_logs(write(tmp_path, WHOLE), images, steps)
+        read_logs(write(tmp_path, WHOLE), images, steps, batch)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, 5), (3, 2), (4, 2), (5, 1), (50, 1)])
+def test_another_number_of_batches_than_their_size_makes_is_refused(tmp_path: Path, batch: int, expected: int) -> None:
+    message = (
+        f"{write(tmp_path, WHOLE) / CORRECT}, line 12: the file ends after 3 batches, but 5 images in batches of "
+        f"{batch} make {expected}; the logs were cut short, or --batch is not {batch}"
+    )
+    with pytest.raises(QuantspikeError, match=f"^{re.escape(message)}$"):
+        read_logs(tmp_path, images=5, steps=4, batch=batch)
+
+
+def test_logs_that_end_between_two_batches_are_taken_for_whole_unless_the_size_is_told(tmp_path: Path) -> None:
+    assert read_logs(write(tmp_path / "whole", WHOLE), images=5, steps=4, batch=2).batches == 3
+    short = write(tmp_path / "short", {name: numbers[:8] for name, numbers in WHOLE.items()})
+    assert read_logs(short, images=5, steps=4).batches == 2
+    with pytest.raises(
+        QuantspikeError, match=r"accuracy\.txt, line 8: .* after 2 batches, .* of 2 make 3; the logs were"
+    ):
+        read_logs(short, images=5, steps=4, batch=2)
 
 
 # The published figures
@@ -561,7 +586,11 @@ def test_the_command_prints_the_table(tmp_path: Path) -> None:
     write(tmp_path / "mine" / "k0", WHOLE, {(CORRECT, 8): 1, (SYNOPS, 12): 5036})
     command = [sys.executable, "-m", "quantspike.logs", "mine", "--images", "5", "--steps", "4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    note = (
+        "note: mine/{} has 3 batches, which cannot share 5 images equally; if that is not so, the logs were cut short: "
+        "name the size of the batches with --batch"
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (0, [note.format("k0"), note.format("k1")])
     assert done.stdout.splitlines() == [
         "folder  accuracy %  stable step  positive spikes  negative spikes   SOPs  batches",
         "k0           60.00            4                4                1  1,015        3",
@@ -574,6 +603,61 @@ def test_the_command_prints_the_table(tmp_path: Path) -> None:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["logs", *arguments])
     logs.main()
+
+
+def test_with_the_size_of_the_batches_or_with_equal_ones_there_is_no_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, WHOLE)
+    call(monkeypatch, str(tmp_path), "--images", "5", "--steps", "4", "--batch", "2")
+    call(monkeypatch, str(tmp_path), "--images", "6", "--steps", "4")  # three times two
+    found = capsys.readouterr()
+    assert found.err == ""
+    assert found.out.count("After step 4;") == 2
+
+
+def test_the_command_refuses_logs_that_end_between_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {name: numbers[:8] for name, numbers in WHOLE.items()})
+    with pytest.raises(SystemExit, match=r"^error: .*/accuracy\.txt, line 8: the file ends after 2 batches, "):
+        call(monkeypatch, str(tmp_path), "--images", "5", "--steps", "4", "--batch", "2")
+
+
+def test_a_folder_counts_once_however_often_and_by_whatever_path_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "mine" / "k0", WHOLE)
+    write(tmp_path / "mine" / "k1", WHOLE)
+    (tmp_path / "link").symlink_to("mine")
+    monkeypatch.chdir(tmp_path)
+    names = ["mine", "mine/k1", "link", "./mine/../mine/k0", str(tmp_path / "mine")]
+    call(monkeypatch, *names, "--images", "6", "--steps", "4")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["k0", "k1"]
+    assert lines[3] == ""
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        (
+            ["metrics/demo/cnn1-1-0/logs/k1", "their/logs/k1"],  # as in README.md
+            [(1, "metrics/demo/cnn1-1-0"), (1, "their")],
+        ),
+        (["k1/ours", "k1/theirs/logs", "logs/k2"], [(None, "k1/ours"), (None, "k1/theirs"), (2, "")]),
+        (["a/k1", "b/logs/k1", "c/logs/old/k1"], [(1, "a"), (1, "b"), (1, "c/logs/old")]),
+        (["k1", "logs/k1"], [(1, "k1"), (1, "logs")]),
+        # Without `logs` these would have one name.
+        (["a/k1", "a/logs/k1", "b/k1"], [(1, "a/k1"), (1, "a/logs/k1"), (1, "b")]),
+        (["x", "x/logs"], [(None, "x"), (None, "x/logs")]),
+    ],
+)
+def test_logs_are_labelled_by_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], labels: list[tuple[int | None, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counts = np.ones(1, np.int64)
+    labelled = logs._labelled([Logs(Path(folder), 1, 1, 1, *[counts] * 4) for folder in folders])
+    assert [(k, origin) for _, k, origin in labelled] == labels
 
 
 def test_the_command_tells_what_is_wrong_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,12 @@ def test_colours_beyond_the_palette_are_mixed_with_black_then_white() -> None:
     assert (color_of(0), color_of(7), color_of(14)) == ("#0072b2", "#00446b", "#80b8d8")
 
 
-def test_what_has_no_k_takes_the_palette_from_its_end_and_never_yellow() -> None:
-    # Orange and light blue are those of k = 5 and k = 4, which are shown seldom.
-    assert [spare_color(place) for place in range(7)] == [color_of(k) for k in (5, 4, 3, 2, 1, 0, 5)]
+def test_what_has_no_k_is_one_of_four_greys_and_has_no_colour_of_a_precision() -> None:
+    greys = [spare_color(place) for place in range(4)]
+    assert len(set(greys)) == 4
+    assert all(re.fullmatch(r"#([0-9a-f]{2})\1\1", grey) for grey in greys)
+    assert set(greys).isdisjoint({color_of("fp32"), *(color_of(k) for k in range(LARGEST_K + 1))})
+    assert [spare_color(place) for place in range(4, 9)] == [*greys, greys[0]]
 
 
 @pytest.mark.parametrize("k", [-1, 25])

@@ -19,6 +19,8 @@ from draw_figures import DIGITS, SHORT, make_project
 from make_results import make_chain, make_params
 from quantspike.errors import QuantspikeError
 from quantspike.figures import FIGURES
+from quantspike.palette import color_of
+from quantspike.params import LARGEST_K, Precision
 from quantspike.paths import chains
 from quantspike.results import read_all
 from quantspike.tables import TABLES
@@ -108,7 +110,7 @@ def test_the_prices_of_params_reach_the_figure(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(stage.main.__globals__, "save", lambda figure, *_: captions.append(figure.get_supxlabel()))
     stage.main(dear, tmp_path, "paper", "cnn1")
     (caption,) = filter(None, captions)
-    assert "77.5 (fp32)" in " ".join(caption.split())
+    assert "multiply-accumulate 77.5 in fp32" in " ".join(caption.split())
 
 
 def test_the_stage_names_an_unfinished_chain(tmp_path: Path) -> None:
@@ -245,7 +247,10 @@ def test_every_template_is_used_and_every_one_that_is_used_is_there() -> None:
 def test_a_template_is_a_vega_lite_chart_with_the_anchors_of_dvc(name: str) -> None:
     content = json.loads(TEMPLATES[name])
     assert content["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
-    assert content["data"] == {"values": "<DVC_METRIC_DATA>"}
+    # DVC hands over the texts of the CSV file: as text, 10 would come before 9.
+    parsed = {"layer"} if name == "chain_layers" else {"seed", "layer"} if name == "layers" else {"seed"}
+    numbers = {"parse": dict.fromkeys(parsed, "number")}
+    assert content["data"] == {"values": "<DVC_METRIC_DATA>", "format": numbers}
     anchors = [value for value in values_of(content) if value.startswith("<")]
     assert {"<DVC_METRIC_DATA>", "<DVC_METRIC_TITLE>", "<DVC_METRIC_X>", "<DVC_METRIC_Y>"} <= set(anchors)
     assert set(anchors) <= set(ANCHORS)
@@ -269,3 +274,44 @@ def test_a_chart_shows_columns_of_its_table(path: str, tmp_path: Path) -> None:
 def test_a_chart_of_several_k_tells_them_apart_and_the_seeds_too(path: str) -> None:
     fields = set(values_of(json.loads(TEMPLATES[CHARTS[path]["template"]]), "field"))
     assert {"k", "seed", "rev"} <= fields
+
+
+def objects_of(content: Any, key: str) -> Iterator[Any]:
+    """All that stands under a key of a template, at any depth."""
+    if isinstance(content, dict):
+        if key in content:
+            yield content[key]
+        for value in content.values():
+            yield from objects_of(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from objects_of(value, key)
+
+
+@pytest.mark.parametrize(("name", "panels"), [("layers", 1), ("steps", 2), ("stops", 1), ("training", 1)])
+def test_a_chart_of_several_k_has_the_colours_of_the_figures(name: str, panels: int) -> None:
+    grid: list[Precision] = ["fp32", *range(LARGEST_K + 1)]
+    scale = {"domain": [str(k) for k in grid], "range": [color_of(k) for k in grid]}
+    colors = list(objects_of(json.loads(TEMPLATES[name]), "color"))
+    assert colors == [{"field": "k", "type": "nominal", "title": "k", "scale": scale}] * panels
+
+
+def test_only_the_layers_of_one_chain_are_coloured_otherwise() -> None:
+    coloured = {
+        name: set(values_of(list(objects_of(json.loads(text), "color")), "field")) for name, text in TEMPLATES.items()
+    }
+    assert coloured == {name: {"layer"} if name == "chain_layers" else {"k"} for name in TEMPLATES}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_line_has_no_points_at_its_steps(name: str) -> None:
+    marks = list(objects_of(json.loads(TEMPLATES[name]), "mark"))
+    assert len(marks) == (2 if name == "steps" else 1)
+    assert all("point" not in mark for mark in marks)
+
+
+def test_layers_stand_side_by_side_in_the_order_of_their_numbers() -> None:
+    content = json.loads(TEMPLATES["layers"])
+    assert content["encoding"]["x"]["type"] == "ordinal"
+    assert content["data"]["format"]["parse"]["layer"] == "number"
+    assert {chart["x"] for chart in CHARTS.values() if chart.get("template") == "layers"} == {"layer"}

@@ -62,6 +62,16 @@ def test_only_what_stands_between_the_markers_changes(project: Path) -> None:
     assert "No results yet" not in text
 
 
+def test_a_link_stays_one_and_its_file_is_written(project: Path) -> None:
+    finish(project, "paper")
+    (project / "docs").mkdir()
+    (project / "README.md").rename(project / "docs" / "front.md")
+    (project / "README.md").symlink_to("docs/front.md")
+    update(project)
+    assert (project / "README.md").readlink() == Path("docs/front.md")
+    assert "### Profile `paper`" in (project / "docs" / "front.md").read_text()
+
+
 def test_a_second_time_changes_nothing(project: Path) -> None:
     finish(project, "paper")
     update(project)

@@ -363,3 +363,22 @@ def test_a_folder_or_an_argument_of_that_name_is_no_dvc(folder: Path, started: l
     started[0].wait()
     time.sleep(0.3)
     assert not (folder / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "dvc"),
+    [
+        (["dvc", "repro"], True),
+        (["python", "dvc", "repro"], True),
+        (["python3.11", "-m", "dvc"], True),
+        (["dvc"], True),
+        (["make", "dvc"], False),
+        (["less", "dvc"], False),
+        (["bash", "-c", "dvc"], False),
+        (["python", "train.py"], False),
+        (["python"], False),
+        ([], False),
+    ],
+)
+def test_dvc_is_a_command_alone_or_run_by_python_and_not_what_another_is_told(command: list[str], dvc: bool) -> None:
+    assert stopping._is_dvc(command) is dvc

@@ -281,7 +281,13 @@ def test_the_latex_is_balanced_and_every_row_has_all_columns(tmp_path: Path, see
     bare = text.replace(r"\{", "").replace(r"\}", "")
     assert bare.count("{") == bare.count("}")
     assert text.replace(r"\$", "").count("$") % 2 == 0
+    assert text.startswith("% Made by quantspike. The preamble needs \\usepackage{booktabs,adjustbox}.\n")
     assert text.count(r"\begin{table}") == 1
+    # No table is wider than the page.
+    assert (
+        text.count("\\begin{adjustbox}{max width=\\textwidth}\n\\begin{tabular}") == text.count(r"\begin{tabular}") == 2
+    )
+    assert text.count("\\end{tabular}\n\\end{adjustbox}\n") == 2
     for columns, body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
         spans = [sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line)) for line in lines]

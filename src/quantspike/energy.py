@@ -4,8 +4,9 @@ An estimate, not a measurement of a chip: operations and accesses are counted, a
 are settings (`energy` in params.yaml); their defaults are those of a 45 nm process at 0.9 V after M. Horowitz,
 "Computing's energy problem (and what we can do about it)", ISSCC 2014.
 
-What is counted, per image, and the same for both kinds of network: all layers but the encoding layer, which does the
-same multiply-accumulates in both; and every weight fetched from DRAM once.
+What is counted, per image: everything but the multiply-accumulates of the encoding layer, which are the same in both
+kinds of network; its neurons, spikes and weights are counted. Every weight is fetched from DRAM once, the classifier's
+at the width of the others.
 
 - ANN: a multiply-accumulate reads its weight and its activation from on-chip memory and sums in a register; every
   neuron writes its activation once.

@@ -36,7 +36,7 @@ _SPECIAL = str.maketrans(
 
 
 def latex_float(tables: Sequence[TextTable], caption: str, label: str, left: Collection[str]) -> str:
-    """A `table` environment with one or several tables below each other, which needs the package booktabs.
+    """A `table` environment with one or several tables below each other, for the packages booktabs and adjustbox.
 
     A title such as `SOPs (million)` takes two lines, quantity and unit, so that a column is as narrow as its numbers;
     a title without a unit stands in the second line, under the quantity to its left.
@@ -55,7 +55,10 @@ def latex_float(tables: Sequence[TextTable], caption: str, label: str, left: Col
         r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
     ]
-    tabulars = "\n\\medskip\n\n".join(_tabular(table, left) for table in tables)
+    # Published figures beside ours are more than most pages have room for.
+    begin, end = r"\begin{adjustbox}{max width=\textwidth}", r"\end{adjustbox}"
+    boxed = (f"{begin}\n{_tabular(table, left)}{end}\n" for table in tables)
+    tabulars = "\n\\medskip\n\n".join(boxed)
     return "\n".join([*lines, tabulars + r"\end{table}", ""])
 
 

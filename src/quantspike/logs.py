@@ -102,17 +102,26 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="logs, or a folder of k0, k1, ...")
     parser.add_argument("--images", type=_from_one, required=True, metavar="N", help="images in each simulation")
     parser.add_argument("--steps", type=_from_one, required=True, metavar="T", help="steps of each simulation")
+    parser.add_argument("--batch", type=_from_one, metavar="B", help="images in each batch but the last, to be checked")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="folder for figures of all these logs together")
     parser.add_argument("--model", choices=sorted(LAYERS), help="published network beside which they are drawn")
     options = parser.parse_args()
     try:
-        found = [folder for given in options.folders for folder in find_logs(given)]
-        logs = [read_logs(folder, options.images, options.steps) for folder in found]
+        # Each folder once, however often and by whatever path it is named.
+        found = {folder.resolve(): folder for given in options.folders for folder in find_logs(given)}
+        logs = [read_logs(folder, options.images, options.steps, options.batch) for folder in found.values()]
         if options.plot is not None:
             plot(logs, options.plot, options.model)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     print(table(logs))
+    for log in logs:
+        if options.batch is None and log.images % log.batches:
+            print(
+                f"note: {log.folder} has {log.batches} batches, which cannot share {log.images} images equally; "
+                "if that is not so, the logs were cut short: name the size of the batches with --batch",
+                file=sys.stderr,
+            )
     print(f"\nAfter step {options.steps}; spikes and SOPs per image, averages of {options.images:,} images.")
     if options.plot is not None:
         print(f"Figures: {options.plot}/")
@@ -160,11 +169,19 @@ def _labelled(logs: Sequence[Logs]) -> list[tuple[Logs, int | None, str]]:
     matches = [re.fullmatch(r"k([0-9]{1,2})", name) for name in names]
     precisions = [int(match[1]) if match and int(match[1]) <= LARGEST_K else None for match in matches]
     short = _short_names([log.folder for log in logs])
+    told = [(k, _origin(name, f"k{k}")) for k, name in zip(precisions, short, strict=True)]
     labelled = []
-    for log, k, name in zip(logs, precisions, short, strict=True):
+    for log, (k, origin), name in zip(logs, told, short, strict=True):
         unique = k is not None and precisions.count(k) == 1
-        labelled.append((log, k, "" if unique else name.removesuffix(f"/k{k}")))
+        # What was left out of a name may be all that told it from another.
+        labelled.append((log, k, "" if unique else origin if told.count((k, origin)) == 1 else name))
     return labelled
+
+
+def _origin(name: str, k: str) -> str:
+    """What of a folder's name tells whose logs they are: without `k1`, and without `logs` as this project has it."""
+    parts = [part for part in name.split("/") if part != k]
+    return "/".join(parts[:-1] if len(parts) > 1 and parts[-1] == "logs" else parts) or name
 
 
 def find_logs(folder: Path) -> list[Path]:
@@ -187,7 +204,7 @@ def find_logs(folder: Path) -> list[Path]:
     return found
 
 
-def read_logs(folder: Path, images: int, steps: int) -> Logs:
+def read_logs(folder: Path, images: int, steps: int, batch: int | None = None) -> Logs:
     """Reads the four files of a folder; whole numbers may be written as floats, in any number of batches.
 
     Nothing in the files tells their number of steps. A wrong `steps` shows in numbers that fall within a batch or in
@@ -197,12 +214,14 @@ def read_logs(folder: Path, images: int, steps: int) -> Logs:
         folder: where they are.
         images: images that were simulated, from 1.
         steps: lines of each batch, from 1.
+        batch: images in each batch but the last, which may hold fewer. Without it, logs that were cut short between
+            two batches are taken for whole.
 
     Raises:
         QuantspikeError: a file is missing or damaged, or the files contradict each other, `images` or `steps`;
             file and line are named.
     """
-    for option, value in (("--images", images), ("--steps", steps)):
+    for option, value in (("--images", images), ("--steps", steps), ("--batch", 1 if batch is None else batch)):
         if value < 1:
             raise QuantspikeError(f"{option} must be a whole number from 1, found {value}")
     names = _listing(folder)
@@ -212,6 +231,7 @@ def read_logs(folder: Path, images: int, steps: int) -> Logs:
         )
     flat = {folder / name: read_numbers(folder / name) for name in FILES}
     batches = _count_batches(flat, images, steps)
+    _check_batches(folder, batches, images, steps, batch)
     logs = [_Log(path, numbers.reshape(batches, steps)) for path, numbers in flat.items()]
     _check_counts(logs)
     correct, spikes, net, synops = logs
@@ -334,6 +354,15 @@ def _count_batches(flat: dict[Path, Integers], images: int, steps: int) -> int:
             f"--images is more than {images}, or --steps more than {steps}"
         )
     return batches
+
+
+def _check_batches(folder: Path, batches: int, images: int, steps: int, batch: int | None) -> None:
+    expected = batches if batch is None else -(-images // batch)
+    if batches != expected:
+        raise QuantspikeError(
+            f"{folder / CORRECT}, line {batches * steps}: the file ends after {batches} batches, but {images} images "
+            f"in batches of {batch} make {expected}; the logs were cut short, or --batch is not {batch}"
+        )
 
 
 def _check_counts(logs: Sequence[_Log]) -> None:

@@ -11,13 +11,15 @@ FULL_PRECISION = "#333333"
 # are shown together; yellow, faint on white, comes last.
 _BASE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442")
 
+_GREYS = ("#777777", "#aaaaaa", "#555555", "#c4c4c4")
+
 # Beyond k = 6 the seven colours come again, mixed with black (0) or white (255): (what to mix in, its share).
 _SHADES = ((0, 0.0), (0, 0.4), (255, 0.5), (0, 0.7))
 
 
 def spare_color(place: int) -> str:
-    """A colour for what has no k, such as logs of unknown origin: the palette from its end."""
-    return _BASE[-2 - place % (len(_BASE) - 1)]
+    """A grey for what has no k, such as logs of unknown origin; there are four."""
+    return _GREYS[place % len(_GREYS)]
 
 
 def color_of(k: Precision) -> str:

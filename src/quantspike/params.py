@@ -275,7 +275,7 @@ class Params(Section):
     run: Run
     models: dict[Name, Model]
     profiles: dict[Name, Profile]
-    energy: Energy = Energy()
+    energy: Energy
     launch: Annotated[str, AfterValidator(_command)] = "python"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     compile: bool = False

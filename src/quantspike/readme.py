@@ -52,6 +52,7 @@ def update_readme(readme: Path, params_file: Path, profile: str | None = None) -
         QuantspikeError: the file or the params cannot be read, a marker is missing or there twice, the profile is not
             in the grid, nothing is finished, or the seeds of a row were run on different images.
     """
+    readme = readme.resolve()  # a link stays one
     text = _read(readme)
     _check_markers(text, readme)
     results = _finished(params_file, profile)

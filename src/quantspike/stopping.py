@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -153,7 +153,7 @@ def _dvc_above() -> int | None:
             descriptor = os.pidfd_open(number)  # before it is looked at, so that it is what is looked at
             try:
                 arguments = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-                if any(Path(os.fsdecode(argument)).name == "dvc" for argument in arguments[:3]):
+                if _is_dvc([Path(os.fsdecode(argument)).name for argument in arguments[:3]]):
                     return descriptor
                 status = Path(f"/proc/{number}/stat").read_text()
             except OSError:
@@ -164,6 +164,12 @@ def _dvc_above() -> int | None:
     except OSError:
         pass  # a process above has ended, or belongs to somebody else: nothing to watch
     return None
+
+
+def _is_dvc(command: Sequence[str]) -> bool:
+    """Whether the first words of a command, without their folders, are those of `dvc`: alone or run by Python."""
+    first, *others = [*command, ""]
+    return first == "dvc" or (first.startswith("python") and "dvc" in others)
 
 
 _DVC = _dvc_above()

@@ -61,13 +61,13 @@ def paper_sections(results: Sequence[ChainResult], level: int) -> str:
 
 
 def latex(results: Sequence[ChainResult]) -> str:
-    """A float per profile, label `tab:quantspike-<profile>`, with the cells of the Markdown; needs booktabs.
+    """A float per profile, label `tab:quantspike-<profile>`, cells as in the Markdown; needs booktabs and adjustbox.
 
     Raises:
         QuantspikeError: the seeds of a row were run on different images.
     """
     floats = [_latex_float(profile, group) for profile, group in _by_profile(results)]
-    return "\n".join(["% Made by quantspike. The preamble needs \\usepackage{booktabs}.", "", *floats])
+    return "\n".join(["% Made by quantspike. The preamble needs \\usepackage{booktabs,adjustbox}.", "", *floats])
 
 
 def paper_tables(results: Sequence[ChainResult]) -> list[TextTable]:

@@ -14,6 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from quantspike.figures.comparison import Comparison, Series, spread
 from quantspike.figures.style import PUBLISHED, legend_below, new_figure, set_step_axis, spread_named, style
 
+_ENLARGED = 20.0
+"""Percentage points that the enlarged panel shows at most below the best network."""
+
 
 def accuracy_speed(comparison: Comparison) -> Figure:
     """Accuracy over simulation steps: above the last few percent enlarged, below all of it.
@@ -65,7 +68,9 @@ def set_accuracy_axes(enlarged: Axes, whole: Axes, comparison: Comparison) -> No
     room = max(max(levels) - min(levels), 0.5)
     # A curve may rise above its last value on the way.
     highest = max([*levels, *(100 * series.curve("accuracy")["mean"].max() for series in comparison.spiking)])
-    low, high = max(min(levels) - 2.0 * room, 0.0), min(highest + 0.5 * room, 100 + 0.1 * room)
+    # Networks far apart would leave nothing to enlarge: then the panel is about the better ones.
+    low = max(min(levels) - 2.0 * room, max(levels) - _ENLARGED, 0.0)
+    high = min(highest + 0.5 * min(room, 2.0), 100.2)
     enlarged.set_ylim(low, high)
     enlarged.yaxis.set_major_locator(MaxNLocator(5))
     whole.set_ylim(0, 102)

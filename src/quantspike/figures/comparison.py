@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import mean, stdev
+from statistics import stdev
 from typing import Literal
 
 import pandas as pd
@@ -97,11 +97,6 @@ class Series:
         """Mean and standard deviation (ddof 1) of a column over the seeds, by step."""
         return pd.concat(self.steps).groupby("step")[name].agg(["mean", "std"])
 
-    def per_run(self, measure: Callable[[Run], float]) -> tuple[float, float]:
-        """Mean of a measure over the seeds, and its standard deviation (0 for a single seed)."""
-        values = [measure(run) for run in self.runs]
-        return mean(values), spread(values)
-
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -174,16 +169,18 @@ def compare_logs(logs: Sequence[tuple[Logs, int | None, str]], model: str | None
         model: `cnn1` or `cnn2`: the published network that the logs belong to, whose published curves are then
             drawn beside.
     """
-    origins = list(dict.fromkeys(origin for _, _, origin in logs))
-    series = []
+    series: list[Series] = []
     for found, k, origin in logs:
-        place = origins.index(origin)
+        unknown = sum(one.k is None for one in series)
+        same = sum(one.k == k for one in series)
         run = Run(k, origin, steps=found.curve(), stable_step=found.stable_step)
         name = ", ".join(part for part in (None if k is None else f"k = {k}", origin) if part)
-        color = spare_color(place) if k is None else color_of(k)
+        # Greys for what has no k: every colour of the palette stands for one.
+        color = spare_color(unknown) if k is None else color_of(k)
+        style = LINE_STYLES[(unknown if k is None else same) % len(LINE_STYLES)]
         beside = None if model is None or k is None else published(model, k)
         curve = None if model is None or k is None else published_curve(model, k)
-        series.append(Series(k, name, color, LINE_STYLES[place % len(LINE_STYLES)], [run], beside, curve))
+        series.append(Series(k, name, color, style, [run], beside, curve))
     title = f"{model or 'logs'}, {logs[0][0].images:,} test images"
     architecture = None if model is None else Architecture.parse(LAYERS[model], image_size=24)
     return Comparison(title, series, max(found.steps for found, _, _ in logs), architecture)

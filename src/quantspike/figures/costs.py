@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import mean
+from textwrap import wrap
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -31,6 +32,8 @@ from quantspike.figures.style import (
 from quantspike.operations import macs
 from quantspike.palette import FULL_PRECISION
 
+_LETTERS_PER_BAR = 14
+
 ADDITIONS_PER_MAC = 3
 """Additions that the publication charges for one multiply-accumulate."""
 
@@ -49,7 +52,7 @@ def sparsity(comparison: Comparison) -> Figure:
         if neurons:
             axes.axhline(neurons / unit, color=FULL_PRECISION, linestyle="--", linewidth=1.5, zorder=3)
         axes.set_xticks(range(len(spiking)), [_tick(series) for series in spiking])
-        axes.set_ylim(0, 1.2 * max([neurons / unit, *tops]))
+        axes.set_ylim(0, 1.2 * max([neurons / unit, *tops]) or 1.0)
         axes.set_ylabel(f"spikes per image{word}")
         handles = [*_sign_legend(), *_neuron_legend(neurons), *_published_legend(spiking), *error_bar_legend(spiking)]
         legend_below(figure, handles, columns=2 if len(handles) == 4 else 3)
@@ -60,7 +63,8 @@ def sops(comparison: Comparison) -> Figure:
     """Synaptic operations per image, every k of one network, beside the operations of the network before conversion."""
     spiking = comparison.spiking
     bars = [
-        (f"SNN, {_tick(series)}:\nsynaptic\noperations", series.finals("synops"), series.color) for series in spiking
+        (f"{_tick(series, 'SNN, ')}:\nsynaptic\noperations", series.finals("synops"), series.color)
+        for series in spiking
     ]
     if comparison.architecture is not None:
         plain = macs(comparison.architecture)
@@ -116,8 +120,10 @@ def layers(comparison: Comparison) -> Figure:
     return figure
 
 
-def _tick(series: Series) -> str:
-    return series.name.replace(", ", ",\n")
+def _tick(series: Series, before: str = "") -> str:
+    """The name in lines that a bar has room for."""
+    first, *others = series.name.split(", ")
+    return "\n".join(line for piece in (before + first, *others) for line in wrap(piece, _LETTERS_PER_BAR))
 
 
 def _draw_spikes(axes: Axes, place: int, series: Series, unit: float) -> float:

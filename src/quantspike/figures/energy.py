@@ -31,12 +31,16 @@ from quantspike.params import Energy
 _JOULES = {"": "picojoules", " (thousand)": "nanojoules", " (million)": "microjoules", " (billion)": "millijoules"}
 
 
+_ARITHMETIC, _MEMORY = ("arithmetic",), ("on_chip", "dram")
+
+
 @dataclass(frozen=True)
 class _Bar:
-    """One network: its estimates, one per seed."""
+    """One network: its estimates, one per seed; `face` fills its bar within an edge of its colour."""
 
     name: str
     color: str
+    face: str
     estimates: Sequence[Estimate]
 
     def of(self, *kinds: str) -> list[float]:
@@ -51,10 +55,14 @@ def energy(comparison: Comparison) -> Figure:
     bars = _bars(comparison)
     with style():
         figure, (upper, lower) = bar_axes(comparison, len(bars), rows=2, height=9.0)
-        _draw(upper, bars, "arithmetic")
-        _draw(lower, bars, "on_chip", "dram")
-        upper.set_title("arithmetic", loc="left", fontsize=12)
-        lower.set_title("memory traffic", loc="left", fontsize=12)
+        # One unit for both panels, so that they can be compared.
+        unit, word = unit_of(max(mean(bar.of(*kinds)) for bar in bars for kinds in (_ARITHMETIC, _MEMORY)))
+        _draw(upper, bars, _ARITHMETIC, unit)
+        _draw(lower, bars, _MEMORY, unit)
+        for axes in (upper, lower):
+            axes.set_ylabel(f"{_JOULES[word]} per image")
+        upper.set_title("estimated energy: arithmetic", loc="left", fontsize=12)
+        lower.set_title("estimated energy: memory traffic", loc="left", fontsize=12)
         upper.set_xticks([])
         lower.set_xticks(range(len(bars)), [bar.name for bar in bars])
         handles = [
@@ -64,8 +72,8 @@ def energy(comparison: Comparison) -> Figure:
         ]
         lower.legend(handles=handles, loc="upper left", ncols=3)
         lower.set_ylim(0, 1.15 * lower.get_ylim()[1])  # room for it
-        caption = fill(_caption(comparison.prices), int(12 * figure.get_figwidth()))
-        figure.supxlabel(caption, fontsize=9.5, color="#444444")
+        caption = fill(_caption(comparison.prices), int(10.5 * figure.get_figwidth()))
+        figure.supxlabel(caption, fontsize=11.5)
     return figure
 
 
@@ -75,14 +83,18 @@ def _bars(comparison: Comparison) -> list[_Bar]:
     weights, layers = comparison.series[0].runs[0].weights, len(architecture.layers)
     full = full_precision_ann(architecture, weights, prices)
     eight = integer_ann(architecture, weights, prices, 8, [8] * layers)
-    bars = [_Bar("ANN\n32-bit floats", FULL_PRECISION, [full]), _Bar("ANN\n8-bit integers", FULL_PRECISION, [eight])]
+    bars = [
+        _Bar("ANN\n32-bit floats", FULL_PRECISION, FULL_PRECISION, [full]),
+        _Bar("ANN\n8-bit integers", FULL_PRECISION, FULL_PRECISION, [eight]),
+    ]
     for series in comparison.spiking:
         own = [
             integer_ann(architecture, weights, prices, run.weight_bits, activation_bits(run.largest_counts))
             for run in series.runs
         ]
-        bars.append(_Bar(f"ANN\n{_widths(series)}", tint(series.color), own))
-        bars.append(_Bar(f"SNN\n{series.name}", series.color, [_of_spikes(comparison, run) for run in series.runs]))
+        spikes = [_of_spikes(comparison, run) for run in series.runs]
+        bars.append(_Bar(f"ANN\n{_widths(series)}", series.color, "white", own))
+        bars.append(_Bar(f"SNN\n{series.name}", series.color, series.color, spikes))
     return bars
 
 
@@ -110,30 +122,26 @@ def _widths(series: Series) -> str:
     return f"{series.name}:\n{series.runs[0].weight_bits} x {own} bits"
 
 
-def _draw(axes: Axes, bars: Sequence[_Bar], *kinds: str) -> None:
-    unit, word = unit_of(max(mean(bar.of(*kinds)) for bar in bars))
+def _draw(axes: Axes, bars: Sequence[_Bar], kinds: Sequence[str], unit: float) -> None:
     for place, bar in enumerate(bars):
         bottom = 0.0
         for kind in kinds:
             height = mean(bar.of(kind)) / unit
-            hatch, face = ("//", tint(bar.color)) if kind == "dram" else ("", bar.color)
+            filled = bar.face if bar.face == "white" else tint(bar.color)
+            hatch, face = ("//", filled) if kind == "dram" else ("", bar.face)
             axes.bar(place, height, BAR_WIDTH, bottom=bottom, color=face, edgecolor=bar.color, hatch=hatch)
             bottom += height
         deviation = spread(bar.of(*kinds)) / unit
         draw_spread(axes, place, bottom, deviation)
         write_above(axes, place, bottom + deviation, readable(bottom))
     axes.margins(y=0.14)
-    axes.set_ylabel(f"{_JOULES[word]} per image")
 
 
 def _caption(prices: Energy) -> str:
-    """What was counted, at which prices, from which source."""
+    """At which prices, from which source; docs/figures.md says what is counted."""
     return (
-        "Estimates from counted operations and accesses, encoding layer left out. Prices in pJ at 45 nm (defaults "
-        f"after Horowitz, ISSCC 2014): multiply-accumulate {prices.fp32_mac:g} (fp32), {prices.int8_mac:g} "
-        f"(8 x 8 bits; other widths by their product), 32-bit addition {prices.int32_add:g}; per 32 bits "
-        f"{prices.on_chip:g} on chip, {prices.dram:g} DRAM. ANN: each multiply-accumulate reads weight and activation, "
-        "each neuron writes once. "
-        "SNN: each synaptic operation adds, reads a weight, reads and writes the membrane; each spike is written and "
-        "read; each neuron is compared in every step until the image is at rest. No weight is reused from a register."
+        "Estimate from counted operations and accesses, at these prices in pJ (defaults: 45 nm, Horowitz, ISSCC 2014): "
+        f"multiply-accumulate {prices.fp32_mac:g} in fp32, {prices.int8_mac:g} for 8 x 8 bits, else by the product of "
+        f"the widths; 32-bit addition {prices.int32_add:g}; per 32 bits {prices.on_chip:g} on chip, {prices.dram:g} "
+        "from DRAM. Nothing is reused from registers but sums of the ANN."
     )

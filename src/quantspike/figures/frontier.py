@@ -8,18 +8,21 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from quantspike.figures.accuracy import band_legend, draw_curve, series_legend, set_accuracy_axes
 from quantspike.figures.comparison import Comparison, Series
 from quantspike.figures.costs import ADDITIONS_PER_MAC
-from quantspike.figures.style import legend_below, new_figure, plain_numbers, readable, style, unit_of
+from quantspike.figures.style import legend_below, new_figure, plain_numbers, readable, shorten_middle, style, unit_of
 from quantspike.operations import macs
 from quantspike.palette import FULL_PRECISION
 from quantspike.stopping_points import LOSSES, stopping_step
 
-_MARKERS = (("o", "●", 7), ("s", "■", 10), ("^", "▲", 15))
+_MARKERS = (("o", "●", 6), ("s", "■", 10), ("^", "▲", 20))
 """For each of LOSSES, as matplotlib and as a letter, and so large that all show where several are at the same step."""
+
+
+_LONGEST_NAME = 24
 
 
 def frontier(comparison: Comparison) -> Figure:
@@ -86,16 +89,29 @@ def _set_operations_axis(axes: Axes, comparison: Comparison, unit: float, larges
     axes.set_xlabel(f"synaptic operations per image{word}{', logarithmic' if largest else ''}")
     if not largest:
         return
-    first = min((float(series.curve("synops")["mean"].iloc[0]) for series in comparison.spiking), default=largest / 10)
-    # A first step without any spike has no place on a logarithmic axis.
-    low, high = max(first, largest / 100) / unit * 0.9, largest / unit * 1.1
-    digits = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
-    ticks = [tick for tick in digits if low <= tick <= high]
+    counts = [series.curve("synops")["mean"] for series in comparison.spiking]
+    # Steps without any operation have no place on a logarithmic axis.
+    first = min((float(count[count > 0].min()) for count in counts if (count > 0).any()), default=largest / 10)
+    low, high = first / unit * 0.9, largest / unit * 1.1
+    begin = low * (high / low) ** 0.03  # a label at the very edge would run into that of the other axis
+    ticks = _ticks(begin, high, (1, 2, 5))
+    if len(ticks) > 10:
+        ticks = _ticks(begin, high, (1,))
+    if len(ticks) < 3:
+        ticks = _ticks(begin, high, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+    if len(ticks) < 3:  # less than from 3 to 5, where a logarithmic axis is nearly a linear one
+        even = MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3).tick_values(low, high)
+        ticks = [float(tick) for tick in even if begin <= tick <= high]
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     plain_numbers(axes.xaxis)
+
+
+def _ticks(low: float, high: float, digits: Sequence[float]) -> list[float]:
+    """Numbers with these first digits between two others."""
+    return [digit * 10.0**power for power in range(-9, 10) for digit in digits if low <= digit * 10.0**power <= high]
 
 
 def _draw_table(axes: Axes, spiking: Sequence[Series], unit: float, word: str) -> None:
@@ -107,7 +123,9 @@ def _draw_table(axes: Axes, spiking: Sequence[Series], unit: float, word: str) -
     marks = [mark for _, mark, _ in _MARKERS]
     head = ["", *(f"{mark} within {_points(loss)}" for mark, loss in zip(marks, LOSSES, strict=True)), "last step"]
     cells = [head, *(_stops(series, unit) for series in spiking)]
-    columns = (0.0, 0.25, 0.5, 0.75, 1.0)
+    # Names of logs may be long.
+    widest = min(max(len(series.name) for series in spiking), _LONGEST_NAME) * 0.013
+    columns = (0.0, *(widest + (1 - widest) * share for share in (0.15, 0.43, 0.7, 1.0)))
     for row, line in enumerate(cells):
         for column, (place, text) in enumerate(zip(columns, line, strict=True)):
             axes.text(
@@ -126,7 +144,11 @@ def _draw_table(axes: Axes, spiking: Sequence[Series], unit: float, word: str) -
 def _stops(series: Series, unit: float) -> list[str]:
     accuracy, synops = series.curve("accuracy")["mean"], series.curve("synops")["mean"] / unit
     steps = [stopping_step(accuracy, loss) for loss in LOSSES]
-    return [series.name, *(f"{readable(synops[step])}, step {step}" for step in steps), readable(synops.iloc[-1])]
+    return [
+        shorten_middle(series.name, _LONGEST_NAME),
+        *(f"{readable(synops[step])}, step {step}" for step in steps),
+        readable(synops.iloc[-1]),
+    ]
 
 
 def _points(loss: float) -> str:

@@ -38,6 +38,7 @@ _FORMATS: Mapping[str, dict[str, Any]] = MappingProxyType(
 _UNITS = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 _INCHES_PER_BAR = 1.35
 _LETTERS_PER_INCH = 8
+_LONGEST_WORD = 40
 
 
 @contextmanager
@@ -66,7 +67,8 @@ def new_figure(comparison: Comparison, width: float = 8.0, height: float = 5.4) 
     """An empty figure, in inches, under the title of what is compared."""
     figure = Figure(figsize=(width, height), layout="constrained")
     # A data set may bear the name of a file of any length.
-    title = fill(comparison.title, int(_LETTERS_PER_INCH * width))
+    words = [shorten_middle(word, _LONGEST_WORD) for word in comparison.title.split(" ")]
+    title = fill(" ".join(words), int(_LETTERS_PER_INCH * width))
     if not comparison.spiking:
         title += "\n(only full precision was run: nothing to spike)"
     figure.suptitle(title, fontsize=14)
@@ -82,12 +84,18 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 3) ->
         legend.remove()
 
 
+def shorten_middle(text: str, longest: int) -> str:
+    """The text, without its middle where it is longer."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
 def set_step_axis(axes: Axes, last_step: int) -> None:
     """Logarithmic, so that the early steps, where everything happens, get their room; with plain numbers."""
     last = max(last_step, 2)
     round_steps = (digit * 10**power for power in range(len(str(last))) for digit in (1, 2, 5))
     # The last step is always labelled; a round number close before it would run into its label.
-    ticks = [step for step in round_steps if step * 1.3 < last] + [last]
+    ticks = [step for step in round_steps if step * 1.3 < last] + [last] if last_step > 1 else [1]
     axes.set_xscale("log")
     axes.set_xlim(1, last)
     axes.set_xticks(ticks, [str(step) for step in ticks])
