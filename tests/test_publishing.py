@@ -82,7 +82,7 @@ def test_final_measures_are_those_of_the_result_files(tmp_path: Path) -> None:
     (run,) = tracked_runs([result], params, tmp_path)
     assert result.snn is not None
     assert run.finals["final/snn_accuracy"] == result.snn.accuracy
-    assert run.finals["final/synops"] == result.snn.synops
+    assert run.finals["final/synops"] == round(result.snn.synops, 1)
     assert run.finals["final/stable_step"] == 62  # 29 + 33 k
     assert run.finals["final/settled_step"] == 89  # 27 steps later
     assert run.finals["final/macs"] == 399_190_016

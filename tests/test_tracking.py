@@ -37,14 +37,6 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QUANTSPIKE_TRACKING", raising=False)
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once, since MLflow takes three seconds for it."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    publish([], uri=f"sqlite:///{path}", experiment="another one")
-    return path
-
-
 @pytest.fixture
 def database(tmp_path: Path, empty_database: Path) -> Path:
     return Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))
@@ -80,8 +72,9 @@ def client(uri: str) -> Any:
 
 def stored(uri: str) -> list[Any]:
     """All runs that are not deleted, by name."""
-    number = tracking.experiment_id(uri)
-    assert number is not None
+    found = tracking.published_views(uri)
+    assert found is not None
+    number, _ = found
     return sorted(client(uri).search_runs([number]), key=lambda found: found.info.run_name)
 
 
@@ -277,7 +270,7 @@ def test_a_database_that_was_moved_is_reported(uri: str, run: TrackedRun, databa
 
 def test_a_deleted_experiment_is_reported(uri: str, run: TrackedRun) -> None:
     publish([run], uri=uri)
-    number = tracking.experiment_id(uri)
+    number, _ = tracking.published_views(uri)
     client(uri).delete_experiment(number)
     with pytest.raises(TrackingError, match=rf"was deleted .* `mlflow experiments restore --experiment-id {number}`"):
         publish([run], uri=uri)
@@ -308,7 +301,7 @@ def test_mlflow_is_imported_only_when_something_is_published() -> None:
 
 
 def test_a_store_that_was_never_made_has_no_experiment_and_is_not_made(tmp_path: Path) -> None:
-    assert tracking.experiment_id(f"sqlite:///{tmp_path}/mlflow.db") is None
+    assert tracking.published_views(f"sqlite:///{tmp_path}/mlflow.db") is None
     assert list(tmp_path.iterdir()) == []
 
 

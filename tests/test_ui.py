@@ -34,7 +34,7 @@ def test_where_nothing_was_published_it_says_what_to_do(monkeypatch: pytest.Monk
 
 
 def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ui, "experiment_id", lambda uri: "1")
+    monkeypatch.setattr(ui, "published_views", lambda uri: ("1", []))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -47,7 +47,7 @@ def test_the_server_is_bound_to_this_machine_and_the_address_opens_the_compariso
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(ui, "experiment_id", lambda uri: "7")
+    monkeypatch.setattr(ui, "published_views", lambda uri: ("7", ["overview", "demo-cnn1"]))
     monkeypatch.setattr(os, "execve", lambda path, command, environment: started.append((command, environment)))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", URI)
     with socket.socket() as free:
@@ -58,10 +58,22 @@ def test_the_server_is_bound_to_this_machine_and_the_address_opens_the_compariso
     assert command[1:] == ["-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", port]
     assert environment["MLFLOW_BACKEND_STORE_URI"] == URI
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    page = f"http://127.0.0.1:{port}/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
     assert capsys.readouterr().out == (
-        f"Compare the runs at http://127.0.0.1:{port}/#/experiments/7/runs?workflowType=machine_learning"
-        "&compareRunsMode=CHART&viewStateShareKey=overview\n"
+        "Compare the runs at\n"
+        f"  overview   {page}&viewStateShareKey=overview\n"
+        f"  demo-cnn1  {page}&viewStateShareKey=demo-cnn1\n"
     )
+
+
+def test_where_no_view_was_published_the_page_opens_as_usual(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ui, "published_views", lambda uri: ("7", []))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@server:5000")
+    call(monkeypatch)
+    page = "http://server:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    assert capsys.readouterr().out == f"Compare the runs at {page}\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")

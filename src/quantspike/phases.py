@@ -154,8 +154,8 @@ def run_phase(
         except NotFiniteError as error:
             keeper.close("FAILED")
             raise QuantspikeError(f"{error}; {keeper.kept}") from error
-        except BaseException:
-            keeper.close("KILLED")
+        except BaseException as error:
+            keeper.close("KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
             raise
         keeper.close("FINISHED")
     return epochs

@@ -37,7 +37,8 @@ def publish_results(results: Sequence[ChainResult], params: Params, root: Path) 
     uri = tracking.tracking_uri(root)
     try:
         runs = tracked_runs(results, params, root, commit=_head_commit(root))
-        report = tracking.publish(runs, uri=uri, tags={tracking.VIEW_TAG: tracking.view_state("quantspike")})
+        views = tracking.view_tags((result.chain.profile, result.chain.model) for result in results)
+        report = tracking.publish(runs, uri=uri, tags=views)
     except tracking.TrackingError as error:
         print(
             f"warning: {error}. Nothing is lost, `python stages/publish.py` delivers the runs later",
@@ -45,6 +46,8 @@ def publish_results(results: Sequence[ChainResult], params: Params, root: Path) 
         )
         return
     print(f"MLflow: {report} in {tracking.shown_uri(uri)}")
+    for problem in report.problems:
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def tracked_runs(
@@ -68,7 +71,9 @@ def _tracked_run(
     chain, ann = result.chain, result.ann
     extras = [(path, "figures") for path in sorted(plots_folder(chain.profile, chain.model, root).glob("*.png"))]
     extras += [(path, "summary") for path in sorted((root / "metrics").glob("summary.*"))]
-    extras += [(root / "params.yaml", ""), (chain.integer_network, "network")]
+    if _may_be_shown(params):
+        extras += [(root / "params.yaml", "")]
+    extras += [(chain.integer_network, "network")]
     return TrackedRun(
         name=run_name(chain, params),
         key=chain.key,
@@ -88,11 +93,16 @@ def _tracked_run(
     )
 
 
+def _may_be_shown(params: Params) -> bool:
+    """Whether params.yaml names no path to images, which would tell of somebody's machine."""
+    return all(profile.data.source in ("cifar10", "digits") for profile in params.profiles.values())
+
+
 def _model(result: ChainResult, params: Params) -> TrackedModel | None:
-    """The trained network, if its file is at hand: DVC may not have fetched it."""
+    """The trained network, if its file and the images are at hand: DVC may not have fetched them."""
     chain = result.chain
     weights = chain.data / "finetune.safetensors"
-    if not weights.is_file():
+    if not weights.is_file() or not chain.dataset.is_file():
         return None
 
     def load() -> tuple[Any, Any]:
@@ -160,7 +170,12 @@ def _finals(result: ChainResult) -> dict[str, float]:
         finals |= {"stable_step": snn.stable_step, "settled_step": snn.settled_step, "unsettled": snn.unsettled}
         finals |= {"positive_spikes": snn.positive_spikes, "negative_spikes": snn.negative_spikes}
         finals |= {"synops": snn.synops}
-    return {f"final/{name}": float(value) for name, value in finals.items() if value is not None}
+    return {f"final/{name}": _readable(value) for name, value in finals.items() if value is not None}
+
+
+def _readable(value: float) -> float:
+    """Rounded, since MLflow's tables show every digit: shares to six places, counts per image to one."""
+    return round(float(value), 6 if abs(value) <= 1 else 1)
 
 
 def _description(result: ChainResult, hashes: Mapping[str, str]) -> str:

@@ -7,15 +7,15 @@ import os
 import socket
 import sys
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from quantspike.errors import QuantspikeError
-from quantspike.tracking import VIEW, experiment_id, shown_uri, tracking_uri
+from quantspike.tracking import published_views, shown_uri, tracking_uri
 
 _HOST = "127.0.0.1"
 
 # MLflow opens in its mode for language models, and with a bare table, otherwise.
-_VIEW = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "viewStateShareKey": VIEW}
+_PAGE = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
 
 # Two processes in place of a dozen: nobody queues jobs here. No usage data.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -40,13 +40,19 @@ def main() -> None:
 
 
 def _invitation(server: str, uri: str) -> str:
-    number = experiment_id(uri)
-    if number is None:
+    found = published_views(uri)
+    if found is None:
         raise QuantspikeError(
             f"nothing is published in {shown_uri(uri)} yet: run `dvc repro`, or `python stages/publish.py` "
             "if there are results already"
         )
-    return f"Compare the runs at {server}/#/experiments/{number}/runs?{urlencode(_VIEW, quote_via=quote)}"
+    number, views = found
+    page = f"{server}/#/experiments/{number}/runs?"
+    if not views:  # published by an older version, or training only
+        return f"Compare the runs at {page}{urlencode(_PAGE)}"
+    width = max(map(len, views))
+    lines = (f"  {view:{width}}  {page}{urlencode(_PAGE | {'viewStateShareKey': view})}" for view in views)
+    return "\n".join(["Compare the runs at", *lines])
 
 
 def _check_port(port: int) -> None:

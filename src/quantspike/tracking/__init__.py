@@ -8,15 +8,14 @@ from quantspike.tracking.reconcile import (
     PublishReport,
     TrackedData,
     TrackedRun,
-    experiment_id,
     publish,
+    published_views,
 )
 from quantspike.tracking.store import TrackingError, enabled, shown_uri, tracking_uri
-from quantspike.tracking.view import VIEW, VIEW_TAG, view_state
+from quantspike.tracking.view import OVERVIEW, view_tags
 
 __all__ = [
-    "VIEW",
-    "VIEW_TAG",
+    "OVERVIEW",
     "LiveRun",
     "PublishReport",
     "TrackedData",
@@ -24,9 +23,9 @@ __all__ = [
     "TrackedRun",
     "TrackingError",
     "enabled",
-    "experiment_id",
     "publish",
+    "published_views",
     "shown_uri",
     "tracking_uri",
-    "view_state",
+    "view_tags",
 ]

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from quantspike.tracking.store import (
     CHAIN,
-    COMPLETE,
     EXPERIMENT,
     LIVE,
     METRICS_A_BATCH,
+    PARAMS_A_BATCH,
     SUPERSEDED,
     TrackingError,
     errors_explained,
     find_or_make_experiment,
-    locked,
+    one_line,
     open_store,
     shown_uri,
 )
@@ -86,7 +86,7 @@ class LiveRun:
         self._points: deque[Point] = deque(maxlen=_LARGEST_BACKLOG)
         self._over = threading.Event()
         self._status = "FINISHED"
-        self._told = False
+        self._loaded = self._told = False
         self._due_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -113,32 +113,42 @@ class LiveRun:
         self._status = status
         self._over.set()
         self._thread.join(_LAST_CHANCE)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._loaded:
             self._complain(f"MLflow at {shown_uri(self._uri)} is too slow")
 
     def _work(self) -> None:
         if self._over.wait(self._patience):
             return
-        sender, pause, over = _Sender(self._uri), _PAUSE, False
-        while not over:
-            try:
-                sender.send(self)
-                pause = _PAUSE
-            except TrackingError as error:
-                self._complain(str(error))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            over = self._over.wait(pause)
+        sender, pause = _Sender(self._uri), _PAUSE
+        # A training that ends while MLflow is being loaded has nothing there to be brought to an end.
+        if not self._done(sender.load) or self._over.is_set():
+            return
+        self._loaded = True
+        while True:
+            pause = _PAUSE if self._done(lambda: sender.send(self)) else min(2 * pause, _LONGEST_PAUSE)
+            if self._over.wait(pause):
+                break
+        if self._done(lambda: sender.send(self)):
+            self._done(lambda: sender.end(self._status))
+
+    def _done(self, task: Callable[[], None]) -> bool:
+        """Whether a task could be done; otherwise the user is told why."""
         try:
-            sender.send(self)
-            sender.end(self._status)
+            task()
         except TrackingError as error:
             self._complain(str(error))
+        except Exception as error:  # whatever it is, it is no trouble of the training's
+            self._complain(f"MLflow at {shown_uri(self._uri)} fails: {type(error).__name__}: {one_line(str(error))}")
+        else:
+            return True
+        return False
 
     def _complain(self, problem: str) -> None:
         """One line, once: the user need not do anything."""
         if not self._told:
             self._told = True
-            self._tell(f"note: {problem}. Training goes on; `make publish` delivers its results when it is done")
+            with suppress(Exception):  # nobody may be there to read it
+                self._tell(f"note: {problem}. Nothing is lost: `make publish` delivers the results when they are there")
 
 
 class _Sender:
@@ -151,17 +161,23 @@ class _Sender:
         self._waiting: list[Point] = []
         self._machine = _Machine()
 
+    def load(self) -> None:
+        """Imports MLflow, which takes seconds."""
+        with errors_explained(self._uri):
+            import mlflow.entities  # noqa: F401
+
     def send(self, live: LiveRun) -> None:
         """Delivers what has come together; what fails stays for the next time."""
         with errors_explained(self._uri):
             if self._client is None:
                 self._open(live)
             assert self._client is not None
+            live._points.extend(self._machine.measure())
             while live._points and len(self._waiting) < _LARGEST_BACKLOG:
                 self._waiting.append(live._points.popleft())
-            self._waiting += self._machine.measure()
             while self._waiting:
-                self._client.log_batch(self._run_id, metrics=_metrics(self._waiting[:METRICS_A_BATCH]))
+                batch = _metrics(self._waiting[:METRICS_A_BATCH])
+                self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
                 del self._waiting[:METRICS_A_BATCH]
 
     def end(self, status: str) -> None:
@@ -174,24 +190,26 @@ class _Sender:
         """Finds the run that this training filled before, or makes one."""
         from mlflow.entities import Param
 
-        with locked(self._uri):
-            client = open_store(self._uri)
-            experiment = find_or_make_experiment(client, self._uri, EXPERIMENT)
-            mine = f"tags.`{CHAIN}` = '{live._key}' and tags.`{LIVE}` = 'true'"
-            found = [run for run in client.search_runs([experiment], mine) if run.data.tags.get(COMPLETE) != "true"]
-            if live._fresh:
-                for run in found:
-                    client.delete_run(run.info.run_id)
-                found = []
-            if found:
-                self._run_id = found[0].info.run_id
-                client.update_run(self._run_id, status="RUNNING")
-                self._machine.step = _steps_so_far(found[0].data.metrics, client, self._run_id)
-            else:
-                tags = {**live._tags, CHAIN: live._key, LIVE: "true", SUPERSEDED: "false", "mlflow.note.content": _NOTE}
-                self._run_id = client.create_run(experiment, tags=tags, run_name=live._name).info.run_id
-                params = [Param(name, str(value)) for name, value in live._params.items()]
-                client.log_batch(self._run_id, params=params)
+        client = open_store(self._uri)
+        experiment = find_or_make_experiment(client, self._uri, EXPERIMENT)
+        params = {name: str(value) for name, value in live._params.items()}
+        mine = f"tags.`{CHAIN}` = '{live._key}' and tags.`{LIVE}` = 'true'"
+        found = client.search_runs([experiment], mine)
+        # Params cannot be changed: a run of other ones, or half made, would show what is not so.
+        usable = [] if live._fresh else [run for run in found if run.data.params == params][:1]
+        for run in found:
+            if run not in usable:
+                client.delete_run(run.info.run_id)
+        if usable:
+            self._run_id = usable[0].info.run_id
+            client.update_run(self._run_id, status="RUNNING")
+            self._machine.step = _steps_so_far(usable[0].data.metrics, client, self._run_id)
+        else:
+            tags = {**live._tags, CHAIN: live._key, LIVE: "true", SUPERSEDED: "false", "mlflow.note.content": _NOTE}
+            self._run_id = client.create_run(experiment, tags=tags, run_name=live._name).info.run_id
+            shown = [Param(name, value) for name, value in params.items()]
+            for first in range(0, len(shown), PARAMS_A_BATCH):
+                client.log_batch(self._run_id, params=shown[first : first + PARAMS_A_BATCH], synchronous=True)
         self._client = client
 
 
@@ -204,19 +222,26 @@ class _Machine:
         self._measured = 0.0
 
     def measure(self) -> list[Point]:
-        """System metrics, if it is time for them."""
+        """System metrics, if it is time for them and this machine has any."""
         if time.monotonic() - self._measured < _SYSTEM_PAUSE and self._monitors is not None:
             return []
-        if self._monitors is None:
-            self._monitors = _monitors()
         self._measured = time.monotonic()
+        with suppress(Exception):  # psutil and drivers raise their own
+            if self._monitors is None:
+                self._monitors = _monitors()
+                self._look()  # the first load of a processor is always 0
+                return []
+            now, self.step = round(1000 * time.time()), self.step + 1
+            return [(f"system/{name}", float(value), now, self.step) for name, value in self._look().items()]
+        return []
+
+    def _look(self) -> dict[str, float]:
         values: dict[str, float] = {}
-        for monitor in self._monitors:
+        for monitor in self._monitors or ():
             monitor.collect_metrics()
             values |= monitor.aggregate_metrics()
             monitor.clear_metrics()
-        now, self.step = round(1000 * time.time()), self.step + 1
-        return [(f"system/{name}", float(value), now, self.step) for name, value in values.items()]
+        return values
 
 
 def _monitors() -> list[Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from quantspike.errors import QuantspikeError
+from quantspike.tracking.store import locked, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,19 +41,29 @@ class TrackedModel:
     load: Callable[[], tuple[Any, Any]]
 
 
-def keep_model(client: MlflowClient, run_id: str, model: TrackedModel, tags: Mapping[str, str] | None = None) -> bool:
-    """Puts a model into a run and registers it, unless the run's tags say that it is there; whether it did."""
-    if (tags or {}).get(WEIGHTS) == model.digest:
+def keep_model(client: MlflowClient, uri: str, run_id: str, model: TrackedModel) -> bool:
+    """Puts a model into a run and registers it, unless the run's tags say that it is there; whether it did.
+
+    Raises:
+        QuantspikeError: the model cannot be loaded or saved.
+    """
+    if client.get_run(run_id).data.tags.get(WEIGHTS) == model.digest:
         return False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FOLDER
-        _save(model, path)
-        client.log_artifacts(run_id, str(path), _FOLDER)
-    if _version(client, model.name, run_id) is None:
-        _find_or_make_name(client, model.name)
-        client.create_model_version(model.name, f"runs:/{run_id}/{_FOLDER}", run_id)
-    # Last, so that a kill in between is made good the next time.
-    client.set_tag(run_id, WEIGHTS, model.digest)
+        try:
+            _save(model, path)
+        except QuantspikeError:
+            raise
+        except Exception as error:  # torch's export has many ways to fail
+            raise QuantspikeError(f"{type(error).__name__}: {one_line(str(error))}") from error
+        with locked(uri):
+            client.log_artifacts(run_id, str(path), _FOLDER)
+            if _version(client, model.name, run_id) is None:
+                _find_or_make_name(client, model.name)
+                client.create_model_version(model.name, f"runs:/{run_id}/{_FOLDER}", run_id)
+            # Last, so that a kill in between is made good the next time.
+            client.set_tag(run_id, WEIGHTS, model.digest)
     return True
 
 
@@ -94,11 +107,32 @@ def _save(model: TrackedModel, path: Path) -> None:
             # Named, since MLflow would find them out by loading the model in a new process, for half a minute.
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
         )
+        for exported in path.glob("data/*.pt2"):
+            _forget_the_source(exported)
+
+
+def _forget_the_source(path: Path) -> None:
+    """Takes out of an exported graph where each operation stood in the code, which names folders of this machine."""
+    import torch
+
+    program = torch.export.load(path)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)
 
 
 def _find_or_make_name(client: MlflowClient, name: str) -> None:
-    if not client.search_registered_models(f"name = '{name}'"):
+    from mlflow.exceptions import MlflowException
+
+    wanted = f"name = '{name}'"
+    if client.search_registered_models(wanted):
+        return
+    try:
         client.create_registered_model(name)
+    except MlflowException:
+        if not client.search_registered_models(wanted):  # otherwise another process was quicker
+            raise
 
 
 def _version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantspike.errors import QuantspikeError
 from quantspike.tracking.models import TrackedModel, keep_model, name_best_models
 from quantspike.tracking.store import (
     CHAIN,
@@ -26,6 +27,7 @@ from quantspike.tracking.store import (
     open_store,
     sqlite_file,
 )
+from quantspike.tracking.view import view_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,12 +104,13 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class PublishReport:
-    """How many runs were made, renewed in place, left alone, marked as superseded."""
+    """How many runs were made, renewed in place, left alone, marked as superseded, and what went wrong beside them."""
 
     created: int = 0
     updated: int = 0
     unchanged: int = 0
     superseded: int = 0
+    problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -133,26 +136,23 @@ def publish(
     Raises:
         TrackingError: MLflow is not installed, the server is away, or the database cannot be used.
     """
-    with errors_explained(uri), locked(uri):
+    with errors_explained(uri):
         client = open_store(uri)
         number = find_or_make_experiment(client, uri, experiment)
-        present = client.get_experiment(number).tags
-        for name, value in (tags or {}).items():
-            if present.get(name) != value:
-                client.set_experiment_tag(number, name, value)
-        outcomes: Counter[str] = Counter()
-        current: list[tuple[TrackedModel, str]] = []
-        for run in runs:
-            run_id, words = _bring_in_line(client, number, run)
-            outcomes.update(words)
-            if run.model is not None:
-                current.append((run.model, run_id))
-        name_best_models(client, current)
-    return PublishReport(**outcomes)
+        with locked(uri):
+            _tag_experiment(client, number, tags or {})
+            done = [_bring_in_line(client, number, run) for run in runs]
+        # Later, since they take seconds each, and since a network that cannot be kept must not keep runs away.
+        problems = _keep_models(client, uri, runs, done)
+    words = Counter(word for _, words in done for word in words)
+    return PublishReport(**words, problems=tuple(problems))
 
 
-def experiment_id(uri: str, experiment: str = EXPERIMENT) -> str | None:
-    """Number of the experiment in the store, by which its page is found; `None` if nothing was published yet.
+def published_views(uri: str, experiment: str = EXPERIMENT) -> tuple[str, list[str]] | None:
+    """Number of the experiment in the store, by which its page is found, and the names of its views.
+
+    Returns:
+        `None` if nothing was published yet.
 
     Raises:
         TrackingError: as for `publish`.
@@ -160,9 +160,16 @@ def experiment_id(uri: str, experiment: str = EXPERIMENT) -> str | None:
     database = sqlite_file(uri)
     if database is not None and not database.exists():
         return None
-    with errors_explained(uri), locked(uri):
+    with errors_explained(uri):
         found = open_store(uri).get_experiment_by_name(experiment)
-        return None if found is None else str(found.experiment_id)
+        return None if found is None else (str(found.experiment_id), view_names(found.tags))
+
+
+def _tag_experiment(client: MlflowClient, number: str, tags: Mapping[str, str]) -> None:
+    present = client.get_experiment(number).tags
+    for name, value in tags.items():
+        if present.get(name) != value:
+            client.set_experiment_tag(number, name, value)
 
 
 def _bring_in_line(client: MlflowClient, experiment: str, run: TrackedRun) -> tuple[str, list[str]]:
@@ -200,16 +207,14 @@ def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint:
     run_id = str(client.create_run(experiment, start_time=start, tags=tags, run_name=run.name).info.run_id)
     params = [Param(name, str(value)) for name, value in run.params.items()]
     for first in range(0, len(params), PARAMS_A_BATCH):
-        client.log_batch(run_id, params=params[first : first + PARAMS_A_BATCH])
+        client.log_batch(run_id, params=params[first : first + PARAMS_A_BATCH], synchronous=True)
     metrics = [*_metrics(start, run), *(metric for found in live for metric in _system_metrics(client, found))]
     for first in range(0, len(metrics), METRICS_A_BATCH):
-        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_BATCH])
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_BATCH], synchronous=True)
     if run.data is not None:
         _log_data(client, run_id, run.data)
     for path, folder in [*run.artifacts, *run.extras]:
         client.log_artifact(run_id, str(path), folder or None)
-    if run.model is not None:
-        keep_model(client, run_id, run.model)
     client.set_terminated(run_id, status="FINISHED", end_time=end)
     client.set_tag(run_id, COMPLETE, "true")
     return run_id
@@ -232,6 +237,7 @@ def _system_metrics(client: MlflowClient, live: Run) -> list[Metric]:
 
 def _log_data(client: MlflowClient, run_id: str, data: TrackedData) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     entity = Dataset(
         name=data.name,
@@ -240,7 +246,11 @@ def _log_data(client: MlflowClient, run_id: str, data: TrackedData) -> None:
         source=json.dumps({"sha256": data.digest}),
         profile=json.dumps(dict(data.profile)),
     )
-    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training and testing")])])
+    inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training and testing")])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException:  # another publisher has told a server of the same data set at the same moment
+        client.log_inputs(run_id, inputs)
 
 
 def _refresh(client: MlflowClient, found: Run, run: TrackedRun) -> bool:
@@ -255,10 +265,28 @@ def _refresh(client: MlflowClient, found: Run, run: TrackedRun) -> bool:
     if EXTRAS in changed:
         for path, folder in run.extras:
             client.log_artifact(run_id, str(path), folder or None)
-    kept = run.model is not None and keep_model(client, run_id, run.model, found.data.tags)
     # The tag comes after the files it speaks of, so that a kill in between is made good the next time.
     _set_tags(client, found, changed)
-    return renamed or kept or bool(changed)
+    return renamed or bool(changed)
+
+
+def _keep_models(
+    client: MlflowClient, uri: str, runs: Sequence[TrackedRun], done: Sequence[tuple[str, list[str]]]
+) -> list[str]:
+    """Puts networks into runs that lack them, and corrects the words for these; gives what went wrong."""
+    problems = []
+    current = []
+    for run, (run_id, words) in zip(runs, done, strict=True):
+        if run.model is None:
+            continue
+        current.append((run.model, run_id))
+        try:
+            if keep_model(client, uri, run_id, run.model) and words[0] == "unchanged":
+                words[0] = "updated"
+        except QuantspikeError as error:
+            problems.append(f"the network of {run.name} is not in MLflow: {error}")
+    name_best_models(client, current)
+    return problems
 
 
 def _changeable_tags(run: TrackedRun, commit: str | None) -> dict[str, str]:
@@ -276,7 +304,8 @@ def _digests(files: Sequence[tuple[Path, str]]) -> list[tuple[str, str, str]]:
 
 
 def _supersede(client: MlflowClient, found: Run) -> None:
-    client.update_run(found.info.run_id, name=found.info.run_name + _SUPERSEDED_SUFFIX)
+    # A killed process may have renamed it already.
+    client.update_run(found.info.run_id, name=found.info.run_name.removesuffix(_SUPERSEDED_SUFFIX) + _SUPERSEDED_SUFFIX)
     _set_tags(client, found, {"mlflow.runColor": _SUPERSEDED_COLOR, SUPERSEDED: "true"})
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 import textwrap
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from quantspike.errors import QuantspikeError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 EXPERIMENT = "quantspike"
 
@@ -42,9 +45,16 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
-_SECONDS_FOR_LOCK = 60.0
+_SECONDS_FOR_LOCK = 600.0
+"""Another publisher may have many runs to bring; a lock whose holder was killed is free at once."""
+
+# MLflow tells there of every table that it makes, of every attempt to connect, and of a failed query on a page of its
+# own, which is then raised as well.
+_LOGGERS = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 
 _SQLITE = "sqlite:///"
+_DAMAGE = r"not a database|malformed|table \w+ already exists|duplicate column"
+_CAUSE = r"\[Errno -?\d+\] [^'\")]+|timed out|too many \d+ error responses|Connection reset by peer|Remote end closed"
 
 
 class TrackingError(QuantspikeError):
@@ -63,7 +73,7 @@ def tracking_uri(root: Path) -> str:
 
 def shown_uri(uri: str) -> str:
     """An address as it may be printed: without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    return re.sub(r"//[^/\s]*@", "//", uri)
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -72,13 +82,35 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def open_store(uri: str) -> MlflowClient:
-    """A client, which makes the tables of a new SQLite file; only under `locked` and `errors_explained`."""
+    """A client, which makes a new SQLite file with its tables if there is none; only under `errors_explained`."""
     from mlflow import MlflowClient
 
-    # At first use MLflow tells of every table it makes, at a retry of every attempt.
-    for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    database = sqlite_file(uri)
+    if database is not None:
+        if not database.exists():
+            with locked(uri):
+                if not database.exists():
+                    _make_database(database)
+        # MLflow would try for two minutes to open what cannot be opened.
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)) as probe:
+            probe.execute("PRAGMA schema_version")
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(database: Path) -> None:
+    """Makes the tables in another file, which then takes its place: MLflow cannot go on with half of them."""
+    from mlflow import MlflowClient
+
+    # Never the same name twice, since MLflow keeps what it once opened.
+    new = database.with_name(f"{database.name}.new-{uuid.uuid4().hex}")
+    try:
+        MlflowClient(tracking_uri=f"{_SQLITE}{new.as_posix()}")
+        new.replace(database)
+    finally:
+        for leftover in database.parent.glob(f"{database.name}.new-*"):  # of killed processes as well
+            leftover.unlink()
 
 
 def find_or_make_experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -89,9 +121,7 @@ def find_or_make_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """
     database = sqlite_file(uri)
     artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return str(client.create_experiment(name, artifact_location=artifacts))
+    found = client.get_experiment_by_name(name) or _make_experiment(client, name, artifacts)
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"the MLflow experiment {name} was deleted in {shown_uri(uri)}: bring it back with "
@@ -106,9 +136,21 @@ def find_or_make_experiment(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
+def _make_experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found  # another process was quicker
+
+
 @contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Keeps other processes out of the same SQLite file: several that make it at once break it for good."""
+    """Keeps other publishers of the same SQLite file out, and others that would make it; not to be entered twice."""
     database = sqlite_file(uri)
     if database is None:
         yield
@@ -132,21 +174,30 @@ def errors_explained(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow is not installed (no module {error.name}): pip install mlflow") from error
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise TrackingError(_explanation(uri, str(error))) from error
 
 
 def _explanation(uri: str, error: str) -> str:
     database = sqlite_file(uri)
     if database is None:
-        cause = re.search(r"\[Errno -?\d+\] [^'\")]+|timed out", error)
-        return f"MLflow at {shown_uri(uri)} cannot be used: {cause.group() if cause else _first_line(error)}"
+        return f"MLflow at {shown_uri(uri)} cannot be used: {_server_trouble(error)}"
     if "out-of-date database schema" in error or "Can't locate revision" in error:
         return f"{database} was made by another version of MLflow: run `mlflow db upgrade {uri}`, or delete the file"
-    if "not a database" in error or "malformed" in error:
+    if re.search(_DAMAGE, error):
         return f"{database} is damaged or no MLflow database: move it away or delete it"
-    return f"{database} cannot be used: {_first_line(error)}"
+    return f"{database} cannot be used: {one_line(error)}"
 
 
-def _first_line(text: str) -> str:
+def _server_trouble(error: str) -> str:
+    """What MLflow's long messages come down to."""
+    if status := re.search(r"failed with error code (\d+)", error):
+        wrong = ": MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_PASSWORD is wrong" if status[1] == "401" else ""
+        return f"it answers with status {status[1]}{wrong}"
+    cause = re.search(_CAUSE, error)
+    return cause.group() if cause else one_line(error)
+
+
+def one_line(text: str) -> str:
+    """The first line of an error, shortened and without passwords."""
     return shown_uri(textwrap.shorten(text.partition("\n")[0], 200))

@@ -1,22 +1,22 @@
-"""The view that MLflow's page of an experiment opens with: which columns, which charts, in which order.
+"""The views that MLflow's page of an experiment can open with: which runs, columns and charts, in which order.
 
 MLflow keeps such views in tags of the experiment and does not document their format, which was read off a view saved
-by hand in MLflow 3.17.2. Where another version does not know a part of it, the page shows its default for that part.
+by hand in MLflow 3.17.2 and tried in 3.5.0 too. An address that names no view opens the page as usual.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quantspike.tracking.store import SUPERSEDED
 
-VIEW = "overview"
-"""Name by which an address refers to the view: `viewStateShareKey=overview`."""
+_TAG = "mlflow.sharedViewState."
+"""Tags of the experiment that hold views begin so; the rest is the name by which an address refers to one."""
 
-VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-"""Tag of the experiment that holds what `view_state` returns."""
+OVERVIEW = "overview"
+"""Name of the view of all runs."""
 
 _CURRENT = f"tags.`{SUPERSEDED}` = 'false'"
 _BY_NAME = "tags.`mlflow.runName`"
@@ -39,15 +39,30 @@ _NOTHING_HIDDEN: dict[str, Any] = {
 }
 
 
-def view_state(name: str, title: str = "Accuracy and SOPs", condition: str = _CURRENT) -> str:
-    """Value of the tag `VIEW_TAG`, the same at every call.
+def view_tags(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Tags of the experiment: a view of all runs, and one for each profile and network.
 
     Args:
-        name: what the menu "Views" calls the view.
-        title: of the first section of charts. MLflow makes further ones by itself, one for each prefix of a metric.
-        condition: search filter for the runs.
+        pairs: profile and model.
     """
-    state = {**_NOTHING_HIDDEN, **_table(condition), **_charts(title)}
+    tags = {f"{_TAG}{OVERVIEW}": _view_state("all runs", _CURRENT)}
+    for profile, model in dict.fromkeys(pairs):
+        condition = f"{_CURRENT} and tags.profile = '{profile}' and tags.model = '{model}'"
+        tags[f"{_TAG}{profile}-{model}"] = _view_state(f"{profile} {model}", condition)
+    # Version 3.5 guesses the kind otherwise, by a redirection that loses the charts.
+    return tags | {"mlflow.experimentKind": "custom_model_development"}
+
+
+def view_names(tags: Mapping[str, str]) -> list[str]:
+    """Names of the views in an experiment's tags, that of all runs first."""
+    names = sorted(name.removeprefix(_TAG) for name in tags if name.startswith(_TAG))
+    return sorted(names, key=lambda name: name != OVERVIEW)
+
+
+def _view_state(name: str, condition: str) -> str:
+    """A view under the name that the menu "Views" shows, of the runs that a search filter lets through."""
+    # MLflow makes further sections of charts by itself, one for each prefix of a metric.
+    state = {**_NOTHING_HIDDEN, **_table(condition), **_charts("Accuracy and SOPs")}
     # Versions with a menu of views read `name`, `createdAt` and `state`; older ones read the fields themselves.
     return _compact({**state, "name": name, "createdAt": 0, "updatedAt": 0, "state": _compact(state)})
 

@@ -1,0 +1,79 @@
+"""MLflow's pages in a real browser, for tests and for the pictures in docs/.
+
+python tests/browse.py ADDRESS OUT.png      a picture of a page, once its charts or table are drawn
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+SECONDS = 60
+"""For a page to be drawn, on a slow machine."""
+
+_SECONDS_TO_DRAW = 20
+
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    # Without these the browser looks for services on the internet, of which a page on this machine needs none.
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+# At a browser's first visit MLflow opens an assistant over a quarter of the page.
+_NO_ASSISTANT = """
+localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+"""
+
+
+@contextmanager
+def browser_page() -> Iterator[Any]:
+    """A page of a headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        page = browser.new_context(viewport={"width": 1700, "height": 1300}).new_page()
+        page.set_default_timeout(1000 * SECONDS)
+        page.add_init_script(_NO_ASSISTANT)
+        try:
+            yield page
+        finally:
+            browser.close()
+
+
+def charts(page: Any) -> list[dict[str, Any]]:
+    """The charts in view, once each is drawn: title, and what Plotly drew, as its own `data` and `layout` have it."""
+    cards = page.get_by_test_id("experiment-view-compare-runs-card")
+    cards.first.wait_for()
+    found = []
+    for card in cards.all():
+        plot = card.locator(".js-plotly-plot")
+        plot.wait_for(state="attached")
+        page.wait_for_function("plot => plot.data && plot.data.length > 0", arg=plot.element_handle())
+        drawn = plot.evaluate("plot => JSON.parse(JSON.stringify({data: plot.data, layout: plot.layout}))")
+        found.append({"title": card.inner_text().partition("\n")[0], **drawn})
+    return found
+
+
+def main() -> None:
+    """Entry point of the command."""
+    address, picture = sys.argv[1:]
+    with browser_page() as page:
+        page.goto(address)
+        page.wait_for_timeout(1000 * _SECONDS_TO_DRAW)  # the page never stops asking the server for news
+        page.screenshot(path=picture)
+
+
+if __name__ == "__main__":
+    main()
