@@ -15,7 +15,16 @@ from typing import Any
 
 import pytest
 
-from quantspike.tracking import PublishReport, TrackedData, TrackedRun, TrackingError, models, publish, reconcile
+from quantspike.tracking import (
+    PublishReport,
+    TrackedData,
+    TrackedRun,
+    TrackingError,
+    models,
+    publish,
+    reconcile,
+    shown_uri,
+)
 from tracking_processes import (
     ResultFiles,
     Server,
@@ -270,3 +279,8 @@ def test_a_half_made_database_is_reported(uri: str, tmp_path: Path) -> None:
         connection.commit()
     with pytest.raises(TrackingError, match=r"mlflow\.db is damaged or no MLflow database: move it away or delete it$"):
         publish([], uri=uri)
+
+
+def test_a_password_is_hidden_whatever_is_in_it() -> None:
+    assert shown_uri("https://someone:p@ss@host:5000/path") == "https://host:5000/path"
+    assert shown_uri("no @ https://host/path of a@b") == "no @ https://host/path of a@b"
