@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ import pytest
 from quantspike import tracking
 from quantspike.tracking import (
     PublishReport,
+    TrackedModel,
     TrackedRun,
     TrackingError,
     enabled,
@@ -325,3 +327,39 @@ def test_tracking_is_turned_off_by_the_environment(value: str, expected: bool, m
 def test_an_address_is_shown_without_its_password() -> None:
     assert shown_uri("https://someone:secret@host/path") == "https://host/path"
     assert shown_uri("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("address", "setting"),
+    [
+        ("postgresql://someone:secret@localhost/db", {}),
+        ("http://127.0.0.1:9", {"MLFLOW_HTTP_REQUEST_TIMEOUT": "abc"}),
+    ],
+)
+def test_whatever_mlflow_raises_is_one_line_without_a_password(address: str, setting: dict[str, str]) -> None:
+    # In a process of its own, since MLflow keeps what it has read of its settings.
+    code = (
+        "import sys; from quantspike import tracking\n"
+        "try: tracking.publish([], uri=sys.argv[1])\n"
+        "except tracking.TrackingError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, address]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | setting)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("MLflow at ")
+    assert "secret" not in line
+
+
+def test_a_registered_model_that_was_deleted_comes_back(uri: str, run: TrackedRun) -> None:
+    model = TrackedModel("quantspike-cnn1", "paper-k1", 0.75, "digest", tiny_model)
+    publish([replace(run, model=model)], uri=uri)
+    client(uri).delete_registered_model("quantspike-cnn1")
+    assert publish([replace(run, model=model)], uri=uri) == PublishReport(updated=1)
+    assert client(uri).get_model_version_by_alias("quantspike-cnn1", "paper-k1").run_id == stored(uri)[0].info.run_id
+
+
+def tiny_model() -> tuple[Any, Any]:
+    import numpy as np
+    from torch import nn
+
+    return nn.Linear(3, 2).eval(), np.zeros((2, 3), np.float32)

@@ -28,6 +28,7 @@ from quantspike.tracking.store import (
     open_store,
     shown_uri,
 )
+from quantspike.tracking.view import view_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +90,10 @@ class LiveRun:
         self._loaded = self._told = False
         self._due_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads are allowed
+            self._complain(f"MLflow gets no thread: {error}")
 
     def due(self) -> bool:
         """Whether it was last so some seconds ago: of what happens in every step, a point now and then will do."""
@@ -112,6 +116,8 @@ class LiveRun:
         """
         self._status = status
         self._over.set()
+        if not self._thread.is_alive():
+            return
         self._thread.join(_LAST_CHANCE)
         if self._thread.is_alive() and self._loaded:
             self._complain(f"MLflow at {shown_uri(self._uri)} is too slow")
@@ -192,6 +198,7 @@ class _Sender:
 
         client = open_store(self._uri)
         experiment = find_or_make_experiment(client, self._uri, EXPERIMENT)
+        _show(client, experiment, live._tags)
         params = {name: str(value) for name, value in live._params.items()}
         mine = f"tags.`{CHAIN}` = '{live._key}' and tags.`{LIVE}` = 'true'"
         found = client.search_runs([experiment], mine)
@@ -259,6 +266,14 @@ def _monitors() -> list[Any]:
         with suppress(Exception):  # no GPU, no driver or no library for it: each raises its own
             monitors.append(kind())
     return monitors
+
+
+def _show(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> None:
+    """Gives the experiment its views, where `publish` has not yet: a first training may last for days."""
+    present = client.get_experiment(experiment).tags
+    for name, value in view_tags([(tags.get("profile", ""), tags.get("model", ""))]).items():
+        if name not in present:
+            client.set_experiment_tag(experiment, name, value)
 
 
 def _metrics(points: list[Point]) -> list[Any]:

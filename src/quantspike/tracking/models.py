@@ -47,7 +47,8 @@ def keep_model(client: MlflowClient, uri: str, run_id: str, model: TrackedModel)
     Raises:
         QuantspikeError: the model cannot be loaded or saved.
     """
-    if client.get_run(run_id).data.tags.get(WEIGHTS) == model.digest:
+    there = client.get_run(run_id).data.tags.get(WEIGHTS) == model.digest
+    if there and _version(client, model.name, run_id) is not None:  # it may have been deleted from the registry
         return False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FOLDER
@@ -74,15 +75,14 @@ def name_best_models(client: MlflowClient, current: Sequence[tuple[TrackedModel,
         client: of the store.
         current: every model with the id of its run.
     """
-    best: dict[tuple[str, str], tuple[TrackedModel, str]] = {}
-    for model, run_id in current:
-        key = (model.name, model.alias)
-        if key not in best or model.accuracy > best[key][0].accuracy:
-            best[key] = (model, run_id)
-    for (name, alias), (_, run_id) in best.items():
-        version = _version(client, name, run_id)
-        if version is not None and alias not in version.aliases:
-            client.set_registered_model_alias(name, alias, version.version)
+    named: set[tuple[str, str]] = set()
+    for model, run_id in sorted(current, key=lambda one: -one[0].accuracy):
+        version = None if (model.name, model.alias) in named else _version(client, model.name, run_id)
+        if version is None:  # a better one bears the alias, or this one could not be kept
+            continue
+        named.add((model.name, model.alias))
+        if model.alias not in version.aliases:
+            client.set_registered_model_alias(model.name, model.alias, version.version)
 
 
 def _save(model: TrackedModel, path: Path) -> None:

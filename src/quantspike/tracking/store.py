@@ -176,6 +176,11 @@ def errors_explained(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise TrackingError(_explanation(uri, str(error))) from error
+    except QuantspikeError:
+        raise
+    except Exception as error:  # database drivers, cloud libraries and settings of MLflow raise their own
+        cause = f"{type(error).__name__}: {one_line(str(error))}"
+        raise TrackingError(f"MLflow at {shown_uri(uri)} fails: {cause}") from error
 
 
 def _explanation(uri: str, error: str) -> str:
