@@ -3,10 +3,11 @@
     python benchmarks/tracking.py --json tracking.json
 
 The same epoch is trained again and again, in turns with and without a thread that sends its progress, as the stages
-do it (run_phase): by the clock, by the processor time of the whole process, and by that of the thread alone, which
-other work on the machine does not disturb. Random images: what training costs does not depend on what they show. MLflow
-is loaded once, during an epoch of its own, which is reported apart. Not for Windows and macOS, which have no clocks of
-threads.
+do it (run_phase). Four answers, from the plainest to the one that other work on the machine disturbs least: by how
+much the epoch is longer by the clock; in processor time of the whole process; by how much those steps are longer during
+which something is sent (delay); and the processor time of the thread alone. Random images: what training costs does not
+depend on what they show. MLflow is loaded once, during an epoch of its own, which is reported apart. Needs Linux, for
+the clock of a thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,8 @@ def main() -> None:
     parser.add_argument("--uri", help="where to send it (default: a new SQLite file)")
     parser.add_argument("--json", type=Path, help="where the result goes as well")
     options = parser.parse_args()
-    if options.rounds < 1 or not 2 <= options.batch <= options.images:
-        parser.error("rounds must be 1 or more, batch 2 or more and at most the number of images")
+    if options.rounds < 1 or options.batch < 2 or options.images < 10 * options.batch:
+        parser.error("rounds must be 1 or more, batch 2 or more, and images ten batches or more")
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = Benchmark(options, Path(folder)).result()
@@ -71,15 +72,42 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one epoch took: seconds by the clock, of all processors, and of these for the thread that sends."""
+    """What one epoch took: seconds by the clock and of all processors; of these what went to the thread that sends, and
+    by how much the steps were longer during which it was at work."""
 
     clock: float
     processor: float
-    thread: float
+    thread: float = 0.0
+    delay: float = 0.0
 
 
 class Shown(LiveRun):
     """A training that is shown; notes what its epoch took, before the last points are sent."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._steps: list[float] = []
+        self._sent: list[tuple[float, float]] = []
+        super().__init__(*arguments, **options)
+
+    def due(self) -> bool:
+        """Is asked after each step."""
+        self._steps.append(time.perf_counter())
+        return super().due()
+
+    def _done(self, task: Callable[[], None]) -> bool:
+        start = time.perf_counter()
+        try:
+            return super()._done(task)
+        finally:
+            self._sent.append((start, time.perf_counter()))
+
+    def delay(self) -> float:
+        """By how many seconds the steps during which something was sent were longer than the others, together."""
+        steps = list(zip(self._steps[:-1], self._steps[1:], strict=True))
+        disturbed = [step for step in steps if any(step[0] < end and start < step[1] for start, end in self._sent)]
+        others = [end - start for start, end in steps if (start, end) not in disturbed]
+        usual = statistics.median(others)
+        return sum(end - start - usual for start, end in disturbed)
 
     def close(self, status: str = "FINISHED") -> None:
         self.processor, self.thread = time.process_time(), self.thread_time()
@@ -95,7 +123,6 @@ class NotShown:
     """In the place of it, where nobody is told anything."""
 
     epochs_before = 0
-    thread = 0.0
 
     def thread_time(self) -> float:
         return 0.0
@@ -132,13 +159,17 @@ class Benchmark:
         if self._told:
             raise QuantspikeError(self._told[0])
         plain = statistics.median(without.clock for without, _ in pairs)
+        fastest, fastest_shown = (min(costs, key=lambda cost: cost.clock) for costs in zip(*pairs, strict=True))
         return {
             "machine": machine(self._device) | {"load": os.getloadavg()[1]},
             "n": {"rounds": self._options.rounds, "images": self._options.images, "batch": self._options.batch},
             "network": {"layers": self._options.layers, "width": self._options.width, "crop": self._options.crop},
             "epoch_seconds": {"without": plain, "with": statistics.median(shown.clock for _, shown in pairs)},
             "share": _spread([shown.clock / without.clock - 1 for without, shown in pairs]),
+            # The least disturbed ones of either kind, where other work goes on beside it.
+            "share_of_the_fastest": fastest_shown.clock / fastest.clock - 1,
             "processor_share": _spread([shown.processor / without.processor - 1 for without, shown in pairs]),
+            "delay_share": _spread([shown.delay / shown.clock for _, shown in pairs]),
             "thread_share": _spread([shown.thread / shown.clock for _, shown in pairs]),
             "epoch_while_mlflow_is_loaded": {"seconds_longer": loading.clock - plain},
         }
@@ -178,7 +209,10 @@ class Benchmark:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             (record,) = run_phase(training, store, 1e9, lambda resumed: observer)
         store.discard()
-        return Cost(record.seconds, observer.processor - start, observer.thread - thread)
+        processor = observer.processor - start
+        if isinstance(observer, NotShown):
+            return Cost(record.seconds, processor)
+        return Cost(record.seconds, processor, observer.thread - thread, observer.delay())
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

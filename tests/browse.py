@@ -52,12 +52,12 @@ def browser_page() -> Iterator[Any]:
             browser.close()
 
 
-def charts(page: Any) -> list[dict[str, Any]]:
-    """The charts in view, once each is drawn: title, and what Plotly drew, as its own `data` and `layout` have it."""
+def first_charts(page: Any, count: int) -> list[dict[str, Any]]:
+    """Charts, once each is drawn: title, and what Plotly drew, as its own `data` and `layout` have it."""
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
-    cards.first.wait_for()
     found = []
-    for card in cards.all():
+    for number in range(count):
+        card = cards.nth(number)
         plot = card.locator(".js-plotly-plot")
         plot.wait_for(state="attached")
         page.wait_for_function("plot => plot.data && plot.data.length > 0", arg=plot.element_handle())

@@ -23,7 +23,7 @@ from quantspike.class_folders import Labelled
 from quantspike.data import Dataset, build_dataset
 from quantspike.networks import QuantizedCNN
 from quantspike.tracking import publish
-from tracking_processes import Server, running_server
+from tracking_processes import Server, starting_server
 
 PARAMS: dict[str, Any] = {
     "run": {"profile": ["tiny"], "model": ["small"], "k": ["fp32", 1], "seed": [0]},
@@ -109,7 +109,14 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    """An MLflow server; started once, since it takes five seconds."""
-    with running_server(tmp_path_factory.mktemp("server"), empty_database) as server:
+def starting_mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    """An MLflow server that does not answer yet; started once and early, since that takes it five seconds."""
+    with starting_server(tmp_path_factory.mktemp("server"), empty_database) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(starting_mlflow_server: Server) -> Server:
+    """An MLflow server."""
+    starting_mlflow_server.wait()
+    return starting_mlflow_server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from browse import CHROMIUM, SECONDS, browser_page, charts
+from browse import CHROMIUM, SECONDS, browser_page, first_charts
 from make_results import make_chain, make_params
 from quantspike.figures import accuracy_speed, compare_results, save
 from quantspike.palette import color_of
@@ -24,11 +25,13 @@ from quantspike.publishing import publish_results
 from quantspike.results import read_all
 from quantspike.summary import write_summary
 
-for package in ("mlflow", "playwright"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
+if importlib.util.find_spec("mlflow") is None:
+    pytest.skip("mlflow is not installed", allow_module_level=True)
 if CHROMIUM is None:
     pytest.skip("there is no chromium (apt-get install chromium)", allow_module_level=True)
+
+expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=1000 * SECONDS)
 
 PRECISIONS = ("fp32", 0, 1, 2)
 
@@ -87,12 +90,8 @@ def page(address: str) -> Iterator[Any]:
         yield page
 
 
-def names_of_runs(page: Any) -> list[str]:
-    return [link.inner_text() for link in page.get_by_role("link", name="cnn1 ").all()]
-
-
 def test_the_comparison_is_there_when_the_page_opens(page: Any) -> None:
-    over_steps, synops, over_synops, final = charts(page)[:4]
+    over_steps, synops, over_synops, final = first_charts(page, 4)
     assert [chart["title"] for chart in (over_steps, synops, over_synops, final)] == [
         "snn/accuracy",
         "snn/synops",
@@ -111,8 +110,8 @@ def test_the_comparison_is_there_when_the_page_opens(page: Any) -> None:
 
 
 def test_every_run_stands_there_once_and_what_is_superseded_does_not(page: Any) -> None:
-    page.get_by_text("matching runs").wait_for()
-    assert names_of_runs(page) == ["cnn1 fp32", "cnn1 k=0", "cnn1 k=1", "cnn1 k=2"]
+    names = page.get_by_role("link", name="cnn1 ")
+    expect(names).to_have_text(["cnn1 fp32", "cnn1 k=0", "cnn1 k=1", "cnn1 k=2"])
     assert page.get_by_text("(superseded)").count() == 0
 
 
@@ -122,11 +121,11 @@ def test_the_table_has_the_chief_numbers_as_columns(page: Any) -> None:
     columns = ["params.`k`", "metrics.`final/ann_accuracy`", "metrics.`final/snn_accuracy`"]
     columns += ["metrics.`final/stable_step`", "metrics.`final/positive_spikes`", "attributes.`Dataset`"]
     for column in columns:
-        assert page.locator(f'.ag-header-cell[col-id="{column}"]').count() == 1, column
+        expect(page.locator(f'.ag-header-cell[col-id="{column}"]')).to_have_count(1)
     row = ".ag-center-cols-container .ag-row[row-index='2'] .ag-cell"
-    assert page.locator(f"{row}[col-id='params.`k`']").inner_text() == "1"
-    assert page.locator(f"{row}[col-id='metrics.`final/stable_step`']").inner_text() == "62"  # 29 + 33 k
-    assert "CIFAR-10 (official archive)" in page.locator(f"{row}[col-id='attributes.`Dataset`']").inner_text()
+    expect(page.locator(f"{row}[col-id='params.`k`']")).to_have_text("1")
+    expect(page.locator(f"{row}[col-id='metrics.`final/stable_step`']")).to_have_text("62")  # 29 + 33 k
+    expect(page.locator(f"{row}[col-id='attributes.`Dataset`']")).to_contain_text("CIFAR-10 (official archive)")
 
 
 def test_the_page_of_a_run_tells_its_result_and_its_curves(page: Any, address: str) -> None:
@@ -134,12 +133,11 @@ def test_the_page_of_a_run_tells_its_result_and_its_curves(page: Any, address: s
     page.get_by_role("link", name="cnn1 k=1").click()
     page.get_by_role("heading", name="cnn1 k=1").wait_for()
     page.get_by_role("cell", name="92.86%").first.wait_for()
-    assert "Tested on 10,000 images" in page.content()
+    page.get_by_text("Tested on 10,000 images").first.wait_for()
     page.get_by_role("tab", name="Model metrics").click()
     sections = page.get_by_test_id("experiment-view-compare-runs-section-header")
-    sections.first.wait_for()
-    found = [section.inner_text().partition("\n")[0] for section in sections.all()]
-    assert {"final", "finetune", "layers", "snn", "train"} <= set(found)
+    for name in ("final", "finetune", "layers", "snn", "train"):
+        sections.filter(has_text=re.compile(rf"^{name}\b")).wait_for()
 
 
 def test_figures_tables_and_the_certificate_are_artifacts(page: Any) -> None:
@@ -154,4 +152,4 @@ def test_figures_tables_and_the_certificate_are_artifacts(page: Any) -> None:
     tree.filter(has_text="certificate.json").click()
     page.get_by_text('"mismatches"').first.wait_for()
     tree.filter(has_text="summary").first.click()
-    assert tree.filter(has_text="summary.md").count() == 1
+    tree.filter(has_text="summary.md").wait_for()  # the list of a folder arrives after the click that opened it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def commit_all(folder: Path) -> None:
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    (folder / "src").mkdir()
+    (folder / "src" / "code.py").write_text("")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@localhost"]
+    for command in (["init", "-q"], ["add", "dvc.yaml", "src"], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", folder, *command], check=True)
+
+
+def published_commit(root: Path) -> str | None:
+    publish_project(root)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+    number = client.get_experiment_by_name("quantspike").experiment_id
+    return client.search_runs([number])[0].data.tags.get("mlflow.source.git.commit")
+
+
 def publish_project(root: Path) -> None:
     params = make_params(k=[1])
     publish_results([read_chain(Chain("paper", "cnn1", 1, 0, root), params)], params, root)
@@ -145,14 +164,36 @@ def publish_project(root: Path) -> None:
 def test_a_project_is_published_with_its_commit_and_nothing_else_is_printed(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    identity = ["-c", "user.name=x", "-c", "user.email=x@localhost"]
-    subprocess.run(["git", "-C", project, "init", "-q"], check=True)
-    subprocess.run(["git", "-C", project, *identity, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    commit_all(project)
     publish_project(project)
     line = "MLflow: {} created, 0 updated, {} unchanged, 0 superseded in sqlite:///{}/mlflow.db\n"
     assert capfd.readouterr() == (line.format(1, 0, project.resolve()), "")
     publish_project(project)
     assert capfd.readouterr() == (line.format(0, 1, project.resolve()), "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_code_that_was_not_committed_marks_the_commit(project: Path, empty_database: Path) -> None:
+    commit_all(project)
+    command = ["git", "-C", project, "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    shutil.copy(empty_database, project / "mlflow.db")
+    assert published_commit(project) == head  # results and other files that are not committed do not count
+    (project / "src" / "code.py").write_text("x = 1\n")
+    shutil.copy(empty_database, project / "mlflow.db")
+    assert published_commit(project) == f"{head}-dirty"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_a_repository_that_the_project_only_lies_in_gives_no_commit(
+    project: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    around = tmp_path_factory.mktemp("around")
+    commit_all(around)
+    inner = shutil.copytree(project, around / "inner")
+    (inner / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copy(empty_database, inner / "mlflow.db")
+    assert published_commit(inner) is None
 
 
 def test_tracking_that_is_off_is_said_in_one_line(
@@ -173,5 +214,5 @@ def test_a_server_that_is_away_is_a_warning_and_no_failure(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("warning: MLflow at http://127.0.0.1:9 cannot be used: ")
-    assert printed.err.endswith("Nothing is lost, `python stages/publish.py` delivers the runs later\n")
+    assert printed.err.endswith("Nothing is lost, `make publish` delivers the runs later\n")
     assert printed.err.count("\n") == 1

@@ -18,6 +18,7 @@ import pytest
 from quantspike import tracking
 from quantspike.tracking import (
     PublishReport,
+    TrackedData,
     TrackedModel,
     TrackedRun,
     TrackingError,
@@ -186,6 +187,63 @@ def test_a_new_figure_is_renewed_in_the_same_run(uri: str, run: TrackedRun, tmp_
     (found,) = stored(uri)
     copy = tmp_path / "mlartifacts" / found.info.run_id / "artifacts" / "figures" / "sops.png"
     assert copy.read_bytes() == b"k = 0, 1 and 3"
+
+
+def test_files_that_are_not_at_hand_stay_in_their_run(uri: str, run: TrackedRun, tmp_path: Path) -> None:
+    network, figure = tmp_path / "network.safetensors", tmp_path / "sops.png"
+    network.write_bytes(b"integers")
+    figure.write_bytes(b"k = 1")
+    whole = replace(run, extras=[(figure, "figures"), (network, "network")])
+    publish([whole], uri=uri)
+    fetched_nothing = replace(run, extras=[(figure, "figures")])
+    assert publish([fetched_nothing], uri=uri) == PublishReport(unchanged=1)
+    assert publish([whole], uri=uri) == PublishReport(unchanged=1)
+    (found,) = stored(uri)
+    artifacts = tmp_path / "mlartifacts" / found.info.run_id / "artifacts"
+    assert (artifacts / "network" / "network.safetensors").read_bytes() == b"integers"
+
+
+def test_only_the_files_that_changed_are_sent_again(
+    uri: str, run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    figures = [tmp_path / name for name in ("accuracy_speed.png", "sops.png")]
+    for figure in figures:
+        figure.write_bytes(b"k = 1")
+    run = replace(run, extras=[(figure, "figures") for figure in figures])
+    publish([run], uri=uri)
+    figures[1].write_bytes(b"k = 1 and 2")
+    sent: list[str] = []
+    log_artifact = MlflowClient.log_artifact
+
+    def noted(self: Any, run_id: str, path: str, folder: str | None = None) -> None:
+        sent.append(Path(path).name)
+        log_artifact(self, run_id, path, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", noted)
+    assert publish([run], uri=uri) == PublishReport(updated=1)
+    assert sent == ["sops.png"]
+
+
+@pytest.mark.parametrize("moment", ["before", "while it is sent"])
+def test_a_result_file_that_vanishes_is_no_trouble_of_the_database_or_of_other_runs(
+    moment: str, uri: str, run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = tmp_path / "certificate.json"
+    artifact.write_text("{}")
+    doomed = replace(run, name="cnn1 k=2", key="paper-cnn1-2-0", artifacts=[(artifact, "metrics")])
+    with monkeypatch.context() as patch:
+        if moment == "before":
+            artifact.unlink()
+        else:
+            patch.setattr(reconcile, "_log_data", lambda *_: artifact.unlink())
+            doomed = replace(doomed, data=TrackedData("images", "ab", {}))
+        report = publish([doomed, run], uri=uri)
+    assert report == PublishReport(created=1, problems=(f"cnn1 k=2 is not in MLflow: {artifact} has vanished",))
+    artifact.write_text("{}")
+    assert publish([doomed, run], uri=uri) == PublishReport(created=1, unchanged=1)
+    assert len(stored(uri)) == 2
 
 
 def test_the_commit_of_the_first_publication_is_kept(uri: str, run: TrackedRun) -> None:

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import socket
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,6 +210,64 @@ def test_of_equal_networks_the_first_one_is_the_best(uri: str, tmp_path: Path) -
     runs = [run_of(tmp_path, seed, linear_model(0.8, str(seed))) for seed in range(2)]
     publish(runs, uri=uri)
     assert best(uri) == runs[0].key
+
+
+def test_the_best_network_keeps_its_name_where_its_weights_are_not_at_hand(uri: str, tmp_path: Path) -> None:
+    good, poor = run_of(tmp_path, 0, linear_model(0.9, "a")), run_of(tmp_path, 1, linear_model(0.8, "b"))
+    publish([good, poor], uri=uri)
+    # as a clone does that has fetched one network only, and one whose grid has that seed only
+    assert publish([replace(good, model=None), poor], uri=uri) == PublishReport(unchanged=2)
+    assert publish([poor], uri=uri) == PublishReport(unchanged=1)
+    assert best(uri) == good.key
+
+
+def test_a_name_passes_from_a_superseded_network_to_the_best_that_is_left(uri: str, tmp_path: Path) -> None:
+    good, poor = run_of(tmp_path, 0, linear_model(0.9, "a")), run_of(tmp_path, 1, linear_model(0.8, "b"))
+    publish([good, poor], uri=uri)
+    worse = run_of(tmp_path, 0, None, loss=0.9)
+    assert publish([worse, poor], uri=uri) == PublishReport(created=1, superseded=1, updated=1)
+    assert best(uri) == poor.key
+    superseded = [version.tags.get("quantspike.superseded") for version in versions_of(uri)]
+    assert sorted(superseded, key=str) == [None, "true"]
+
+
+def test_a_name_is_nobodys_until_the_newest_network_is_at_hand(uri: str, tmp_path: Path) -> None:
+    publish([run_of(tmp_path, 0, linear_model(0.9, "a"))], uri=uri)
+    publish([run_of(tmp_path, 0, None, loss=0.1)], uri=uri)
+    assert [version.aliases for version in versions_of(uri)] == [[]]
+    again = run_of(tmp_path, 0, linear_model(0.95, "b"), loss=0.1)
+    assert publish([again], uri=uri) == PublishReport(updated=1)
+    assert best(uri) == again.key
+
+
+def test_results_that_come_back_give_their_network_its_name_back(uri: str, tmp_path: Path) -> None:
+    for loss, accuracy in ((0.5, 0.9), (0.1, 0.95), (0.5, 0.9)):
+        publish([run_of(tmp_path, 0, linear_model(accuracy, str(accuracy)), loss)], uri=uri)
+    first, second = sorted(versions_of(uri), key=lambda version: int(version.version))
+    assert (first.aliases, first.tags["quantspike.superseded"]) == (["paper-k1"], "false")
+    assert (second.aliases, second.tags["quantspike.superseded"]) == ([], "true")
+
+
+def test_names_that_users_give_stay(uri: str, tmp_path: Path) -> None:
+    client = client_of(uri)
+    publish([run_of(tmp_path, 0, linear_model(0.9, "a"))], uri=uri)
+    client.set_registered_model_alias(LINEAR, "mine", "1")
+    client.create_model_version(LINEAR, "somewhere", None)
+    client.set_registered_model_alias(LINEAR, "theirs", "2")
+    publish([run_of(tmp_path, 0, linear_model(0.95, "b"), loss=0.1)], uri=uri)
+    aliases = {version.version: version.aliases for version in versions_of(uri)}
+    assert aliases == {1: ["mine"], 2: ["theirs"], 3: ["paper-k1"]}
+
+
+def test_no_place_for_temporary_files_is_a_problem_of_the_network(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    report = publish([run_of(tmp_path, 0, linear_model())], uri=uri)
+    assert report.created == 1
+    (problem,) = report.problems
+    assert "is not in MLflow: FileNotFoundError: " in problem
+    assert "nowhere" in problem
 
 
 def test_a_network_that_cannot_be_kept_is_reported_and_keeps_nothing_else_away(uri: str, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ if importlib.util.find_spec("mlflow") is None:
 if os.name != "posix":
     pytest.skip("this system has no signals and copies of processes", allow_module_level=True)
 
-KILLS = 6
+KILLS = 5
 WRITTEN = 1_700_000_000
 
 

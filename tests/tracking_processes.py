@@ -33,10 +33,11 @@ Point = tuple[int, float]
 
 @dataclass(frozen=True)
 class Server:
-    """A running MLflow server; its database and artifacts lie in a folder."""
+    """An MLflow server; its database and artifacts lie in a folder."""
 
     port: int
     folder: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def uri(self) -> str:
@@ -46,36 +47,34 @@ class Server:
     def database(self) -> Path:
         return self.folder / "mlflow.db"
 
+    def wait(self) -> None:
+        """Waits until it answers."""
+        end = time.monotonic() + 120
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.1)
+
 
 @contextmanager
-def running_server(folder: Path, empty_database: Path) -> Iterator[Server]:
+def starting_server(folder: Path, empty_database: Path) -> Iterator[Server]:
     """Starts a server on a copy of an empty database, and ends it."""
-    server = Server(free_port(), folder)
-    shutil.copy(empty_database, server.database)
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", LOCAL, "--port", str(server.port)]
-    command += ["--backend-store-uri", f"sqlite:///{server.database}"]
+    port, database = free_port(), shutil.copy(empty_database, folder / "mlflow.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", LOCAL, "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTEST_"))}
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
-        _wait_for(server, process)
-        yield server
+        yield Server(port, folder, process)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 120
-    while True:
-        with suppress(OSError), urllib.request.urlopen(f"{server.uri}/health", timeout=5) as answer:
-            if answer.status == 200:
-                return
-        assert process.poll() is None, (server.folder / "server.log").read_text()
-        assert time.monotonic() < end, "the server does not answer"
-        time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -41,7 +41,7 @@ def publish_results(results: Sequence[ChainResult], params: Params, root: Path) 
         report = tracking.publish(runs, uri=uri, tags=views)
     except tracking.TrackingError as error:
         print(
-            f"warning: {error}. Nothing is lost, `python stages/publish.py` delivers the runs later",
+            f"warning: {error}. Nothing is lost, `make publish` delivers the runs later",
             file=sys.stderr,
         )
         return
@@ -222,10 +222,19 @@ def _sha256(path: Path) -> str:
 
 
 def _head_commit(root: Path) -> str | None:
-    """The commit that is checked out, if there is git and a commit."""
-    command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD"]
+    """The commit that is checked out, if the project is under git; marked where the code differs from it."""
+    # A repository around it that does not hold the project has nothing to tell of it.
+    if _git(root, "ls-files", "--error-unmatch", "dvc.yaml") is None:
+        return None
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--", "dvc.yaml", "stages", "src")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git answers; `None` if it fails or is not there."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

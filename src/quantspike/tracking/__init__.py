@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from quantspike.tracking.live import LiveRun
 from quantspike.tracking.models import TrackedModel
-from quantspike.tracking.reconcile import (
-    PublishReport,
-    TrackedData,
-    TrackedRun,
-    publish,
-    published_views,
-)
+from quantspike.tracking.reconcile import PublishReport, publish, published_views
+from quantspike.tracking.runs import TrackedData, TrackedRun
 from quantspike.tracking.store import TrackingError, enabled, shown_uri, tracking_uri
 from quantspike.tracking.view import OVERVIEW, view_tags
 

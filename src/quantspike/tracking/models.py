@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantspike.errors import QuantspikeError
-from quantspike.tracking.store import locked, one_line
+from quantspike.tracking.store import SUPERSEDED, locked, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 WEIGHTS = "quantspike.weights"
 """Tag: SHA-256 of the weights that lie in a run's folder `model`."""
+
+# Tags of a version: what it is to be called if it is the best, and by what that is found.
+_ALIAS = "quantspike.alias"
+_ACCURACY = "quantspike.accuracy"
+
+_OURS = "quantspike.networks"
+"""Tag: `true` for a registered name that was made here."""
 
 _FOLDER = "model"
 
@@ -50,39 +57,74 @@ def keep_model(client: MlflowClient, uri: str, run_id: str, model: TrackedModel)
     there = client.get_run(run_id).data.tags.get(WEIGHTS) == model.digest
     if there and _version(client, model.name, run_id) is not None:  # it may have been deleted from the registry
         return False
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / _FOLDER
-        try:
-            _save(model, path)
-        except QuantspikeError:
-            raise
-        except Exception as error:  # torch's export has many ways to fail
-            raise QuantspikeError(f"{type(error).__name__}: {one_line(str(error))}") from error
-        with locked(uri):
-            client.log_artifacts(run_id, str(path), _FOLDER)
-            if _version(client, model.name, run_id) is None:
-                _find_or_make_name(client, model.name)
-                client.create_model_version(model.name, f"runs:/{run_id}/{_FOLDER}", run_id)
-            # Last, so that a kill in between is made good the next time.
-            client.set_tag(run_id, WEIGHTS, model.digest)
+    with _saved(model) as folder, locked(uri):
+        client.log_artifacts(run_id, str(Path(folder) / _FOLDER), _FOLDER)
+        if _version(client, model.name, run_id) is None:
+            _find_or_make_name(client, model.name)
+            tags = {_ALIAS: model.alias, _ACCURACY: repr(model.accuracy)}
+            client.create_model_version(model.name, f"runs:/{run_id}/{_FOLDER}", run_id, tags=tags)
+        # Last, so that a kill in between is made good the next time.
+        client.set_tag(run_id, WEIGHTS, model.digest)
     return True
 
 
-def name_best_models(client: MlflowClient, current: Sequence[tuple[TrackedModel, str]]) -> None:
-    """Gives each alias to the most accurate of its models, the first of several.
+def name_best_models(client: MlflowClient, current: Collection[str]) -> set[str]:
+    """Gives each alias to the most accurate of its models, the oldest of several; takes it away where there is none.
+
+    What counts is what lies in the store: which weights are at hand here makes no difference. Versions whose runs are
+    superseded or deleted are tagged so, and bear no alias.
 
     Args:
         client: of the store.
-        current: every model with the id of its run.
+        current: ids of all runs that are neither superseded nor deleted.
+
+    Returns:
+        Ids of the runs whose models came to an alias.
     """
-    named: set[tuple[str, str]] = set()
-    for model, run_id in sorted(current, key=lambda one: -one[0].accuracy):
-        version = None if (model.name, model.alias) in named else _version(client, model.name, run_id)
-        if version is None:  # a better one bears the alias, or this one could not be kept
+    moved: set[str] = set()
+    for registered in client.search_registered_models(f"tags.`{_OURS}` = 'true'"):
+        moved |= _name_best(client, registered, current)
+    return moved
+
+
+def _name_best(client: MlflowClient, registered: RegisteredModel, current: Collection[str]) -> set[str]:
+    name, holders = registered.name, registered.aliases
+    best: dict[str, ModelVersion] = {}
+    for version in sorted(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version)):
+        alias = version.tags.get(_ALIAS)
+        if alias is None:  # somebody else's
             continue
-        named.add((model.name, model.alias))
-        if model.alias not in version.aliases:
-            client.set_registered_model_alias(model.name, model.alias, version.version)
+        superseded = version.run_id not in current
+        if superseded != (version.tags.get(SUPERSEDED) == "true"):
+            client.set_model_version_tag(name, version.version, SUPERSEDED, str(superseded).lower())
+        if not superseded and (alias not in best or _accuracy(version) > _accuracy(best[alias])):
+            best[alias] = version
+        elif superseded and holders.get(alias) == version.version:
+            client.delete_registered_model_alias(name, alias)
+    moved = {alias: version for alias, version in best.items() if holders.get(alias) != version.version}
+    for alias, version in moved.items():
+        client.set_registered_model_alias(name, alias, version.version)
+    return {str(version.run_id) for version in moved.values()}
+
+
+def _accuracy(version: ModelVersion) -> float:
+    return float(version.tags[_ACCURACY])
+
+
+def _saved(model: TrackedModel) -> tempfile.TemporaryDirectory[str]:
+    """A folder of its own that holds the model in MLflow's form."""
+    try:
+        folder = tempfile.TemporaryDirectory()
+        try:
+            _save(model, Path(folder.name) / _FOLDER)
+        except BaseException:
+            folder.cleanup()
+            raise
+    except QuantspikeError:
+        raise
+    except Exception as error:  # torch's export has many ways to fail, and the disk may be full
+        raise QuantspikeError(f"{type(error).__name__}: {one_line(str(error))}") from error
+    return folder
 
 
 def _save(model: TrackedModel, path: Path) -> None:
@@ -129,14 +171,12 @@ def _find_or_make_name(client: MlflowClient, name: str) -> None:
     if client.search_registered_models(wanted):
         return
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, tags={_OURS: "true"})
     except MlflowException:
         if not client.search_registered_models(wanted):  # otherwise another process was quicker
             raise
 
 
 def _version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
-    """The version that came from a run, with its aliases."""
-    for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        return client.get_model_version(name, found.version)
-    return None
+    """The version that came from a run."""
+    return next(iter(client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")), None)

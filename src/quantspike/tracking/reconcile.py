@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantspike.errors import QuantspikeError
-from quantspike.tracking.models import TrackedModel, keep_model, name_best_models
+from quantspike.tracking.models import keep_model, name_best_models
+from quantspike.tracking.runs import TrackedData, TrackedRun, place_in_run
 from quantspike.tracking.store import (
     CHAIN,
     COMPLETE,
@@ -20,6 +19,7 @@ from quantspike.tracking.store import (
     LIVE,
     METRICS_A_BATCH,
     PARAMS_A_BATCH,
+    SECONDS_TO_PUBLISH,
     SUPERSEDED,
     errors_explained,
     find_or_make_experiment,
@@ -35,71 +35,14 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "quantspike.fingerprint"
 EXTRAS = "quantspike.extras"
+"""Tag: the files of a run that are renewed in place, with the first digits of their SHA-256, as JSON."""
+
+_MOST_RUNS = 50_000  # MLflow gives no more at once
 
 _SUPERSEDED_COLOR = "#cccccc"
 _SUPERSEDED_SUFFIX = " (superseded)"
 _COMMIT = "mlflow.source.git.commit"
 _LONGEST_DIGEST = 36  # MLflow takes no longer digest of a data set
-
-
-@dataclass(frozen=True)
-class TrackedData:
-    """The data set that a run was made from: its name, the SHA-256 of its content, its sizes as JSON has them."""
-
-    name: str
-    digest: str
-    profile: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What is to be shown of one chain.
-
-    Attributes:
-        name: what the run is called, such as `cnn1 k=1`.
-        key: identity of the chain; at most one run with it is not superseded.
-        params: settings.
-        tags: further tags. They, the name and the description are refreshed in place when they change.
-        description: Markdown.
-        curves: by metric name, points (step, value).
-        finals: by metric name, single values.
-        artifacts: pairs of a file and the folder it goes to within the run.
-        seconds: how long the run took.
-        extras: files like the artifacts that are renewed in place when they change. They show other runs too, such
-            as one picture of all k, so that a new k beside it makes no other run of this one; or they are not always
-            at hand.
-        commit: git commit at which the results are published; the first one stays.
-        data: its data set.
-        model: the trained network, if its file is at hand; kept with the run as soon as it is.
-    """
-
-    name: str
-    key: str
-    params: Mapping[str, str | int | float]
-    tags: Mapping[str, str]
-    description: str
-    curves: Mapping[str, Sequence[tuple[int, float]]]
-    finals: Mapping[str, float]
-    artifacts: Sequence[tuple[Path, str]]
-    seconds: float = 0.0
-    extras: Sequence[tuple[Path, str]] = ()
-    commit: str | None = None
-    data: TrackedData | None = None
-    model: TrackedModel | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that MLflow cannot change afterwards: params, metrics, artifacts and data set."""
-        files = _digests(self.artifacts)
-        params = {name: str(value) for name, value in self.params.items()}
-        curves = {name: list(points) for name, points in self.curves.items()}
-        content = [params, curves, dict(self.finals), files, self.data and self.data.digest]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def extras_fingerprint(self) -> str:
-        """SHA-256 of the files that are renewed in place."""
-        return hashlib.sha256(json.dumps(_digests(self.extras)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -116,6 +59,19 @@ class PublishReport:
         return (
             f"{self.created} created, {self.updated} updated, {self.unchanged} unchanged, {self.superseded} superseded"
         )
+
+
+@dataclass
+class _Done:
+    """A run, its id in the store, and a word of `PublishReport` for each thing that was done."""
+
+    run: TrackedRun
+    run_id: str
+    words: list[str]
+
+
+class _FileGone(QuantspikeError):
+    """A result file cannot be read any more: another process is at work on it."""
 
 
 def publish(
@@ -136,15 +92,23 @@ def publish(
     Raises:
         TrackingError: MLflow is not installed, the server is away, or the database cannot be used.
     """
-    with errors_explained(uri):
+    done: list[_Done] = []
+    problems: list[str] = []
+    with errors_explained(uri, SECONDS_TO_PUBLISH):
         client = open_store(uri)
         number = find_or_make_experiment(client, uri, experiment)
         with locked(uri):
             _tag_experiment(client, number, tags or {})
-            done = [_bring_in_line(client, number, run) for run in runs]
+            for run in runs:
+                try:
+                    done.append(_bring_in_line(client, number, run))
+                except _FileGone as error:
+                    problems.append(f"{run.name} is not in MLflow: {error}")
         # Later, since they take seconds each, and since a network that cannot be kept must not keep runs away.
-        problems = _keep_models(client, uri, runs, done)
-    words = Counter(word for _, words in done for word in words)
+        problems += _keep_models(client, uri, done)
+        with locked(uri):
+            _name_best_models(client, number, done)
+    words = Counter(word for one in done for word in one.words)
     return PublishReport(**words, problems=tuple(problems))
 
 
@@ -172,16 +136,17 @@ def _tag_experiment(client: MlflowClient, number: str, tags: Mapping[str, str]) 
             client.set_experiment_tag(number, name, value)
 
 
-def _bring_in_line(client: MlflowClient, experiment: str, run: TrackedRun) -> tuple[str, list[str]]:
-    """Leaves exactly one current run of the chain: its id, and a word of `PublishReport` for each thing done."""
-    fingerprint = run.fingerprint
+def _bring_in_line(client: MlflowClient, experiment: str, run: TrackedRun) -> _Done:
+    """Leaves exactly one current run of the chain."""
+    with _reading(run):
+        fingerprint, last_change = run.fingerprint, run.last_change()
     complete, live = [], []
     for found in client.search_runs([experiment], filter_string=f"tags.`{CHAIN}` = '{run.key}'"):
         if found.data.tags.get(COMPLETE) == "true":
             complete.append(found)
         elif found.data.tags.get(LIVE) != "true":
             client.delete_run(found.info.run_id)
-        elif found.info.start_time <= _last_change(run):
+        elif found.info.start_time <= last_change:
             live.append(found)
         # A training that began after these results were written is of later ones, and goes on filling its run.
     same = next((found for found in complete if found.data.tags.get(FINGERPRINT) == fingerprint), None)
@@ -195,15 +160,29 @@ def _bring_in_line(client: MlflowClient, experiment: str, run: TrackedRun) -> tu
         _supersede(client, found)
     for found in live:
         client.delete_run(found.info.run_id)
-    return run_id, done + ["superseded"] * len(outdated)
+    return _Done(run, run_id, done + ["superseded"] * len(outdated))
+
+
+@contextmanager
+def _reading(run: TrackedRun) -> Iterator[None]:
+    """Tells the loss of a file from a trouble of the store."""
+    try:
+        yield
+    except Exception as error:
+        for path, _ in [*run.artifacts, *run.extras]:
+            if not path.is_file():
+                raise _FileGone(f"{path} has vanished") from error
+        raise
 
 
 def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint: str, live: Sequence[Run]) -> str:
     from mlflow.entities import Param
 
-    end = _last_change(run)
+    end = run.last_change()
     start = end - round(1000 * run.seconds)
-    tags = {**_changeable_tags(run, run.commit), CHAIN: run.key, FINGERPRINT: fingerprint}
+    with _reading(run):
+        extras = _extras_tag(run.extras_digests())
+    tags = {**_changeable_tags(run, run.commit), **extras, CHAIN: run.key, FINGERPRINT: fingerprint}
     run_id = str(client.create_run(experiment, start_time=start, tags=tags, run_name=run.name).info.run_id)
     params = [Param(name, str(value)) for name, value in run.params.items()]
     for first in range(0, len(params), PARAMS_A_BATCH):
@@ -213,8 +192,9 @@ def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint:
         client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_BATCH], synchronous=True)
     if run.data is not None:
         _log_data(client, run_id, run.data)
-    for path, folder in [*run.artifacts, *run.extras]:
-        client.log_artifact(run_id, str(path), folder or None)
+    with _reading(run):
+        for path, folder in [*run.artifacts, *run.extras]:
+            client.log_artifact(run_id, str(path), folder or None)
     client.set_terminated(run_id, status="FINISHED", end_time=end)
     client.set_tag(run_id, COMPLETE, "true")
     return run_id
@@ -255,52 +235,70 @@ def _log_data(client: MlflowClient, run_id: str, data: TrackedData) -> None:
 
 def _refresh(client: MlflowClient, found: Run, run: TrackedRun) -> bool:
     """Renews what may change in a run that is there already; returns whether anything differed."""
-    run_id = found.info.run_id
+    run_id, present = found.info.run_id, found.data.tags
     # The commit stays the one at which these results were published first.
-    wanted = _changeable_tags(run, found.data.tags.get(_COMMIT, run.commit))
-    changed = {name: value for name, value in wanted.items() if found.data.tags.get(name) != value}
+    wanted = _changeable_tags(run, present.get(_COMMIT, run.commit))
+    before = _extras_in(present)
+    with _reading(run):
+        now = run.extras_digests()
+        for path, folder in run.extras:
+            name = place_in_run(path, folder)
+            if before.get(name) != now[name]:
+                client.log_artifact(run_id, str(path), folder or None)
+    # Those that are not at hand stay. The tag comes after the files it speaks of, so that a kill is made good.
+    wanted |= _extras_tag(before | now)
+    changed = {name: value for name, value in wanted.items() if present.get(name) != value}
     renamed = found.info.run_name != run.name
     if renamed:
         client.update_run(run_id, name=run.name)
-    if EXTRAS in changed:
-        for path, folder in run.extras:
-            client.log_artifact(run_id, str(path), folder or None)
-    # The tag comes after the files it speaks of, so that a kill in between is made good the next time.
     _set_tags(client, found, changed)
     return renamed or bool(changed)
 
 
-def _keep_models(
-    client: MlflowClient, uri: str, runs: Sequence[TrackedRun], done: Sequence[tuple[str, list[str]]]
-) -> list[str]:
-    """Puts networks into runs that lack them, and corrects the words for these; gives what went wrong."""
+def _keep_models(client: MlflowClient, uri: str, done: Sequence[_Done]) -> list[str]:
+    """Puts networks into runs that lack them; gives what went wrong."""
     problems = []
-    current = []
-    for run, (run_id, words) in zip(runs, done, strict=True):
-        if run.model is None:
+    for one in done:
+        if one.run.model is None:
             continue
-        current.append((run.model, run_id))
         try:
-            if keep_model(client, uri, run_id, run.model) and words[0] == "unchanged":
-                words[0] = "updated"
+            if keep_model(client, uri, one.run_id, one.run.model):
+                _note_update(one)
         except QuantspikeError as error:
-            problems.append(f"the network of {run.name} is not in MLflow: {error}")
-    name_best_models(client, current)
+            problems.append(f"the network of {one.run.name} is not in MLflow: {error}")
     return problems
+
+
+def _name_best_models(client: MlflowClient, experiment: str, done: Sequence[_Done]) -> None:
+    complete = f"tags.`{COMPLETE}` = 'true' and tags.`{SUPERSEDED}` = 'false'"
+    found = client.search_runs([experiment], complete, max_results=_MOST_RUNS)
+    moved = name_best_models(client, {run.info.run_id for run in found})
+    for one in done:
+        if one.run_id in moved:
+            _note_update(one)
+
+
+def _note_update(one: _Done) -> None:
+    if one.words[0] == "unchanged":
+        one.words[0] = "updated"
 
 
 def _changeable_tags(run: TrackedRun, commit: str | None) -> dict[str, str]:
     tags = {**run.tags, "mlflow.note.content": run.description, SUPERSEDED: "false"}
-    if run.extras:
-        tags[EXTRAS] = run.extras_fingerprint
     if commit is not None:
         tags[_COMMIT] = commit
         tags["mlflow.note.content"] += f"\n\nPublished at commit `{commit}`"
     return tags
 
 
-def _digests(files: Sequence[tuple[Path, str]]) -> list[tuple[str, str, str]]:
-    return [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in files]
+def _extras_tag(digests: Mapping[str, str]) -> dict[str, str]:
+    return {EXTRAS: json.dumps(digests, sort_keys=True)} if digests else {}
+
+
+def _extras_in(tags: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the extras that a run has, by their place in it."""
+    digests: dict[str, str] = json.loads(tags.get(EXTRAS, "{}"))
+    return digests
 
 
 def _supersede(client: MlflowClient, found: Run) -> None:
@@ -312,9 +310,3 @@ def _supersede(client: MlflowClient, found: Run) -> None:
 def _set_tags(client: MlflowClient, found: Run, tags: Mapping[str, str]) -> None:
     for name, value in tags.items():
         client.set_tag(found.info.run_id, name, value)
-
-
-def _last_change(run: TrackedRun) -> int:
-    """When the newest of the run's files was written, in milliseconds; now, if it has none."""
-    times = [path.stat().st_mtime for path, _ in run.artifacts]
-    return round(1000 * max(times, default=time.time()))

@@ -43,8 +43,13 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+SECONDS_TO_ANSWER = 5
+"""For a server, while somebody waits."""
+
+SECONDS_TO_PUBLISH = 30
+"""For a server that is sent whole networks, which it may pass on to a slower store."""
+
 _SECONDS_FOR_LOCK = 600.0
 """Another publisher may have many runs to bring; a lock whose holder was killed is free at once."""
 
@@ -163,9 +168,14 @@ def locked(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def errors_explained(uri: str) -> Iterator[None]:
-    """Turns whatever goes wrong in the store into a `TrackingError` of one line."""
-    for name, value in _ENVIRONMENT.items():
+def errors_explained(uri: str, seconds: int = SECONDS_TO_ANSWER) -> Iterator[None]:
+    """Turns whatever goes wrong in the store into a `TrackingError` of one line.
+
+    Args:
+        uri: address of the store.
+        seconds: that a request is given; the first call in a process settles it, unless the user's environment does.
+    """
+    for name, value in {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}.items():
         os.environ.setdefault(name, value)
     try:
         from mlflow.exceptions import MlflowException
