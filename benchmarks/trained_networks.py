@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quantspike.architecture import Architecture
+from quantspike.checkpoints import load_checkpoint
 from quantspike.conversion import convert
 from quantspike.data import Dataset, load_dataset, load_source
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork, load_integer_network
 from quantspike.networks import BATCH_NORM_EPS, Block, QuantizedCNN
-from quantspike.params import load_params
+from quantspike.params import Precision, load_params
+from quantspike.paths import Chain
 
 WEIGHT_BITS = 12
 
@@ -88,6 +91,32 @@ def load_images(source: Path | None) -> Dataset:
         return load_dataset(source)
     with tempfile.TemporaryDirectory() as folder:
         return load_source(str(source), downloads=Path(folder))
+
+
+def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which a benchmark names a trained chain of params.yaml; read by `load_chain`."""
+    parser.add_argument("--profile", default="short", help="profile in params.yaml (default: %(default)s)")
+    parser.add_argument("--model", default="cnn1", help="network in params.yaml (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
+
+
+def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN, Dataset]:
+    """A trained network of params.yaml, on the CPU and in evaluation mode, and its images.
+
+    Raises:
+        QuantspikeError: params.yaml lacks it, or it has not been trained.
+    """
+    params = load_params()
+    if options.profile not in params.profiles or options.model not in params.models:
+        raise QuantspikeError(
+            f"params.yaml has no profile {options.profile} or no model {options.model}; it has "
+            f"{', '.join(params.profiles)} and {', '.join(params.models)}"
+        )
+    chain = Chain(options.profile, options.model, k, options.seed)
+    dataset = load_dataset(chain.dataset)
+    architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
+    network = load_checkpoint(chain.data / "finetune.safetensors", architecture, k).network
+    return network.eval(), dataset
 
 
 def _fill(network: QuantizedCNN, tensors: dict[str, Tensor]) -> None:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conftest import labelled, with_averages
+from conftest import PARAMS, labelled, with_averages
+from quantspike.adam import make_adam
 from quantspike.architecture import Architecture
+from quantspike.augmentation import central_images
+from quantspike.checkpoints import save_checkpoint
 from quantspike.conversion import convert
 from quantspike.data import Dataset, build_dataset, save_dataset
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork, save_integer_network
 from quantspike.networks import Block, QuantizedCNN, new_network
+from quantspike.paths import Chain
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+from jpeg import compressed  # noqa: E402
+from published_rule import PublishedNetwork  # noqa: E402
 from trained_networks import load_images, load_network, newest_full_width_network  # noqa: E402
 
 LAYERS = "4C3-P2-70C3-P2-5"
@@ -162,6 +171,71 @@ def test_the_memory_is_measured_for_every_setting(files: list[str]) -> None:
     assert [(row["batch_size"], row["steps"]) for row in rows] == [(5, 3), (5, 6)]
     # Python and torch alone take more than 0.1 GB: a wrong unit would show.
     assert all(0.1 < row["peak_gigabytes_before"] <= row["peak_gigabytes"] < 8 for row in rows)
+
+
+@pytest.fixture
+def chain(tmp_path: Path, trained: QuantizedCNN, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A trained chain in a project of its own, and the options that name it."""
+    params = copy.deepcopy(PARAMS) | {"models": {"small": {"layers": LAYERS}}}
+    params["profiles"]["tiny"] |= {"data": {"source": "given", "crop": 4}, "width": 1.0}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    chain = Chain("tiny", "small", 1, 0)
+    save_dataset(tiny_dataset, chain.dataset)
+    save_checkpoint(chain.data / "finetune.safetensors", trained, make_adam(trained, 1e-3, 0.0), {})
+    return ["--profile", "tiny", "--model", "small", "--k", "1"]
+
+
+def test_both_rules_are_compared_on_the_same_images(chain: list[str], tmp_path: Path) -> None:
+    run("published_rule.py", *chain, "--images", "20", "--steps", "60", "--json", str(tmp_path / "rules.json"))
+    result = json.loads((tmp_path / "rules.json").read_text())
+    assert result["n"] == {"images": 20, "steps": 60, "neurons": 4 * 16 + 4 * 4 + 70 * 4 + 70 + 5}
+    for rule in ("published", "ours"):
+        assert result[rule]["agrees_with_plain"] > 0.5
+        assert 0 < result[rule]["last_spike"] < 60
+        assert result[rule]["synops"] > result[rule]["positive_spikes"] > 0
+    # Integers of 12 bits give a few neurons other counts, float64 gives next to none.
+    assert result["published"]["differing_neurons"] <= result["ours"]["differing_neurons"] < 0.1
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_the_published_rule_ends_with_the_counts_of_the_quantized_network(
+    negative: bool, trained: QuantizedCNN, tiny_dataset: Dataset
+) -> None:
+    """An oracle for the script: spikes, with sign, add up to what one pass through the network gives."""
+    if negative:  # turned round, a channel computes what it did before
+        with torch.no_grad():
+            trained.blocks[0].normalization.weight[:2] *= -1
+            trained.blocks[2].normalization.weight[:30] *= -1
+    network = PublishedNetwork(trained)
+    assert network.turned_channels == (32 if negative else 0)
+    images = central_images(torch.from_numpy(tiny_dataset.test_images), 4)
+    expected = network.counts(images.double())
+    trained.eval()
+    with torch.inference_mode():
+        for count, activation in zip(expected, trained.activations(images), strict=True):
+            assert (count != (2 * activation)).double().mean() < 0.01  # fp32 against float64: near ties may differ
+    outcome = network.run(images.double(), 200)
+    assert int(outcome.differing.sum()) == 0
+    net = torch.stack([count.sum(dim=(1, 2, 3)) for count in expected]).sum(dim=0)
+    assert torch.equal(outcome.positive - outcome.negative, net.long())
+    assert int(outcome.negative.sum()) > 0
+    assert int(outcome.last_spike.max()) < 200
+
+
+def test_every_width_of_weights_is_scored_against_the_trained_network(chain: list[str], tmp_path: Path) -> None:
+    table = run("weight_bits.py", *chain, "--images", "40", "--bits", "4", "16", "--json", str(tmp_path / "bits.json"))
+    narrow, wide = json.loads((tmp_path / "bits.json").read_text())["rows"]
+    assert (narrow["weight_bits"], wide["weight_bits"]) == (4, 16)
+    assert wide["agrees_with_plain"] > 0.9
+    assert wide["agrees_with_plain"] > narrow["agrees_with_plain"]
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["4", "16", "float"]
+
+
+def test_compressed_images_differ_the_more_the_lower_the_quality() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8)
+    changes = [np.abs(compressed(images, quality).astype(int) - images).mean() for quality in (95, 75, 40)]
+    assert 0 < changes[0] < changes[1] < changes[2]
 
 
 @pytest.fixture

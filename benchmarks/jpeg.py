@@ -1,0 +1,79 @@
+"""What compressing the test images again does to a trained network.
+
+    python benchmarks/jpeg.py --profile short --k fp32 1 --json jpeg.json
+
+Every test image is compressed as JPEG at several qualities (Pillow's, its own subsampling) and read back. This measures
+how much a network feels that its images differ from those it was trained on; what training on compressed images costs
+takes the original ones to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from quantspike.errors import QuantspikeError
+from quantspike.measuring import predict
+from quantspike.params import Precision, check_precision
+from trained_networks import add_chain_arguments, load_chain
+from training import machine
+
+QUALITIES = (95, 85, 75, 60, 40)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_chain_arguments(parser)
+    parser.add_argument("--k", nargs="+", type=precision, default=["fp32"], help="precisions (default: fp32)")
+    parser.add_argument("--images", type=int, default=10_000, help="first test images (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where the result goes as well")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    try:
+        for k in options.k:
+            network, dataset = load_chain(options, k)
+            images, labels = dataset.test_images[: options.images], torch.from_numpy(dataset.test_labels)
+            for quality in (None, *QUALITIES):
+                shown = images if quality is None else compressed(images, quality)
+                predictions = predict(network, torch.from_numpy(shown), network.architecture.image_size).argmax(1)
+                accuracy = (predictions == labels[: len(images)]).double().mean().item()
+                change = np.abs(shown.astype(np.int16) - images).mean()
+                rows.append({"k": k, "quality": quality, "accuracy": accuracy, "mean_change": float(change)})
+    except QuantspikeError as error:
+        sys.exit(f"error: {error}")
+    print("| k | quality | mean change, grey levels | accuracy |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['k']} | {row['quality'] or 'as stored'} | {row['mean_change']:.2f} | {row['accuracy']:.2%} |")
+    if options.json:
+        n = {"images": len(images)}
+        options.json.write_text(json.dumps({"machine": machine(torch.device("cpu")), "n": n, "rows": rows}, indent=2))
+
+
+def precision(text: str) -> Precision:
+    """fp32 or an integer k."""
+    return check_precision(int(text) if text.isdecimal() else text)
+
+
+def compressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """Images after JPEG at a quality of 1 to 95, uint8 [N, 3, H, W] -> the same."""
+    result = np.empty_like(images)
+    for number, image in enumerate(tqdm(images, desc=f"quality {quality}", unit="image", leave=False)):
+        file = io.BytesIO()
+        Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
+        with Image.open(file) as read:
+            result[number] = np.asarray(read).transpose(2, 0, 1)
+    return result
+
+
+if __name__ == "__main__":
+    main()
