@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from quantspike import data
-from quantspike.data import Dataset, load_source
+from quantspike.data import Dataset, first_source, load_source
 from quantspike.errors import QuantspikeError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -311,3 +311,11 @@ def test_digits_use_the_whole_range_of_a_byte(tmp_path: Path) -> None:
 def test_a_path_that_does_not_exist_lists_the_sources(tmp_path: Path) -> None:
     with pytest.raises(QuantspikeError, match=r"'no/such/place' does not exist[\s\S]*cifar10 [\s\S]*digits"):
         load_source("no/such/place", downloads=tmp_path)
+
+
+def test_of_several_sources_the_first_that_is_there_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    assert first_source(["nothing", "images", "digits"], tmp_path) == "images"
+    assert first_source([str(tmp_path / "images"), "digits"]) == str(tmp_path / "images")
+    assert first_source(["nothing", "digits", "images"], tmp_path) == "digits"
+    assert first_source(["nothing", "nothing either"], tmp_path) == "nothing either"

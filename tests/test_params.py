@@ -29,7 +29,7 @@ def complaint(path: Path) -> str:
 def test_the_paper_profile_is_the_published_protocol() -> None:
     paper = load_params(ROOT / "params.yaml").profiles["paper"]
     assert paper.model_dump() == {
-        "data": {"source": "cifar10", "crop": 24},
+        "data": {"source": ["cifar10"], "crop": 24},
         "width": 1.0,
         "train": {
             "recipe": "paper",
@@ -296,7 +296,9 @@ def test_a_missing_section_is_not_blamed_on_what_a_recipe_would_fill_in(train: A
         ("run.seed", [True], "run.seed.0: Input should be a valid integer (found True)"),
         ("models.small.layers", 96, "models.small.layers: Input should be a valid string (found 96)"),
         ("profiles.tiny.width", 0, "profiles.tiny.width: Input should be greater than 0 (found 0)"),
-        ("profiles.tiny.data.source", "", "profiles.tiny.data.source: String should have at least 1 character"),
+        ("profiles.tiny.data.source", "", "profiles.tiny.data.source.0: String should have at least 1 character"),
+        ("profiles.tiny.data.source", [], "profiles.tiny.data.source: List should have at least 1 item"),
+        ("profiles.tiny.data.source", 3, "profiles.tiny.data.source: Input should be a valid list"),
         ("profiles.tiny.data.crop", 0, "profiles.tiny.data.crop: Input should be greater than or equal to 1 (found 0)"),
         ("profiles.tiny.train", [1], "profiles.tiny.train: Input should be a valid dictionary"),
         (

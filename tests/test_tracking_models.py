@@ -145,13 +145,23 @@ def test_nothing_that_is_stored_tells_of_the_machine_or_its_user(project: Projec
     assert told == {}
 
 
-def test_a_path_to_the_images_keeps_the_params_file_away(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        (["data/images.tar.gz", "cifar10"], True),
+        ("/home/somebody/images.tar.gz", False),
+        (["cifar10", "~/images"], False),
+        ("../somebody/images", False),
+    ],
+)
+def test_a_path_outside_the_project_keeps_the_params_file_away(
+    source: Any, shown: bool, project: Project, tmp_path: Path
+) -> None:
     copy = shutil.copytree(project.folder, tmp_path / "copy")
-    assert (copy / "params.yaml", "") in Project(copy).run().extras
     content = yaml.safe_load((copy / "params.yaml").read_text())
-    content["profiles"]["tiny"]["data"]["source"] = "/home/somebody/images.tar.gz"
+    content["profiles"]["tiny"]["data"]["source"] = source
     (copy / "params.yaml").write_text(yaml.safe_dump(content))
-    assert "params.yaml" not in {path.name for path, _ in Project(copy).run().extras}
+    assert ((copy / "params.yaml", "") in Project(copy).run().extras) == shown
 
 
 def test_a_network_that_comes_later_is_added_to_the_same_run(project: Project, uri: str, tmp_path: Path) -> None:

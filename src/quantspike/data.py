@@ -9,7 +9,7 @@ import socket
 import ssl
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -34,6 +34,9 @@ SOURCES = """
   path/to/images                   a folder, tar or zip with images in train/<class>/ and test/<class>/
   digits                           scikit-learn's small digits, nothing to download"""
 """What a source may be, for messages."""
+
+NAMES = ("cifar10", "digits")
+"""Sources that are no paths."""
 
 NETWORK_TIMEOUT = 60.0
 """Seconds without an answer after which a download is given up."""
@@ -131,6 +134,17 @@ def build_dataset(
         "source_md5": source_md5,
     }
     return Dataset(*train, *test, class_names, fingerprint)
+
+
+def first_source(sources: Sequence[str], root: Path = Path(".")) -> str:
+    """The first of several sources that is there, or the last: names always are, paths if something lies there.
+
+    Args:
+        sources: one at least, each as for `load_source`.
+        root: folder that a relative path starts from.
+    """
+    there = (source for source in sources if source in NAMES or (root / Path(source).expanduser()).exists())
+    return next(there, sources[-1])
 
 
 def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Dataset:

@@ -108,10 +108,19 @@ class Model(Section):
     layers: str
 
 
-class Data(Section):
-    """Where the images come from, and the side of the square that the network sees, in pixels."""
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
-    source: str = Field(min_length=1)
+
+class Data(Section):
+    """Where the images come from, and the side of the square that the network sees, in pixels.
+
+    Attributes:
+        source: see `quantspike.data.SOURCES`; of several the first one that is there.
+        crop: side of the square.
+    """
+
+    source: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_as_list)]
     crop: Count
 
 

@@ -94,8 +94,9 @@ def _tracked_run(
 
 
 def _may_be_shown(params: Params) -> bool:
-    """Whether params.yaml names no path to images, which would tell of somebody's machine."""
-    return all(profile.data.source in ("cifar10", "digits") for profile in params.profiles.values())
+    """Whether params.yaml names no path outside the project, which would tell of somebody's machine."""
+    sources = {source for profile in params.profiles.values() for source in profile.data.source}
+    return not any(Path(source).is_absolute() or source.startswith(("~", "..")) for source in sources)
 
 
 def _model(result: ChainResult, params: Params) -> TrackedModel | None:
