@@ -87,6 +87,14 @@ def test_all_profiles_with_results_stand_in_the_order_of_the_grid(project: Path)
     assert headings(project)[2:4] == ["### Profile `other`", "### Profile `paper`"]
 
 
+def test_results_beside_which_published_figures_stand_come_first(project: Path) -> None:
+    for k in ("fp32", 0):
+        make_chain(Chain("other", "cnn1", k, 0, project), data_set("digits"))
+    finish(project, "paper")
+    assert update(project).endswith("now shows the results of paper, other")
+    assert headings(project)[2:4] == ["### Profile `paper`", "### Profile `other`"]
+
+
 def test_one_profile_may_be_chosen_and_replaces_the_others(project: Path) -> None:
     for profile in ("paper", "other"):
         finish(project, profile)

@@ -46,7 +46,8 @@ def update_readme(readme: Path, params_file: Path, profile: str | None = None) -
     Args:
         readme: the file with the markers.
         params_file: the params file, in the project's folder.
-        profile: only the results of this profile; else of every profile of the grid that has any, in its order.
+        profile: only the results of this profile; else of every profile of the grid that has any, those beside which
+            published figures stand first.
 
     Raises:
         QuantspikeError: the file or the params cannot be read, a marker is missing or there twice, the profile is not
@@ -106,7 +107,8 @@ def _finished(params_file: Path, profile: str | None) -> Sequence[ChainResult]:
     if not results:
         of = "" if profile is None else f" of profile {profile}"
         raise QuantspikeError(f"nothing{of} has been finished yet: run `make demo` or `dvc repro` first")
-    return results
+    beside_published = {result.chain.profile for result in results if result.published is not None}
+    return sorted(results, key=lambda result: result.chain.profile not in beside_published)
 
 
 if __name__ == "__main__":
