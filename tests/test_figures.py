@@ -37,7 +37,8 @@ from quantspike.errors import QuantspikeError
 from quantspike.figures import FIGURES, LOG_FIGURES, Comparison, compare_logs, save, sops, sparsity
 from quantspike.figures.comparison import Run, Series
 from quantspike.figures.style import GRAY, legend_below, shorten_middle, spread_named, style, tint
-from quantspike.logs import Logs, _labelled
+from quantspike.logs import Logs
+from quantspike.logs.command import labelled
 from quantspike.palette import FULL_PRECISION, color_of
 
 MANY = range(8)
@@ -84,7 +85,7 @@ LOGS: dict[str, tuple[str, ...]] = {
 def comparison_of_logs(case: str, model: str | None, spiking: bool = True) -> Comparison:
     counts = np.array([40, 60, 62]) * spiking
     return compare_logs(
-        _labelled(
+        labelled(
             [
                 Logs(
                     Path(folder),

@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib.colors
 import pytest
 
-from quantspike import logs
 from quantspike.figures import LOG_FIGURES, accuracy_speed, compare_logs, sops, sparsity
-from quantspike.logs import FILES, Logs, plot, read_logs
+from quantspike.logs import FILES, Logs, command, read_logs
+from quantspike.logs.command import plot
 from quantspike.palette import color_of, spare_color
 from quantspike.published import published, published_curve
 
@@ -65,7 +65,7 @@ def test_up_to_four_logs_of_one_k_or_of_none_never_look_alike(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_not_named_after_k_has_a_name_and_a_colour_of_its_own(tmp_path: Path) -> None:
-    labelled = logs._labelled([write(tmp_path / "k1"), write(tmp_path / "baseline"), write(tmp_path / "k99")])
+    labelled = command.labelled([write(tmp_path / "k1"), write(tmp_path / "baseline"), write(tmp_path / "k99")])
     assert [(k, origin) for _, k, origin in labelled] == [(1, ""), (None, "baseline"), (None, "k99")]
     series = compare_logs(labelled).series
     assert [one.color for one in series] == [color_of(1), spare_color(0), spare_color(1)]
@@ -89,7 +89,7 @@ def test_plot_writes_every_figure_that_logs_suffice_for(tmp_path: Path, monkeypa
     write(tmp_path / "k2")
     arguments = [str(tmp_path), "--images", "10", "--steps", "3", "--plot", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["logs", *arguments])
-    logs.main()
+    command.main()
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {f"{name}.{kind}" for name in LOG_FIGURES for kind in ("png", "svg")}
 
@@ -100,7 +100,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
     arguments = [str(tmp_path / "k0"), "--images", "10", "--steps", "3", "--plot", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["logs", *arguments])
     with pytest.raises(SystemExit, match=r"error: .*out"):
-        logs.main()
+        command.main()
 
 
 def test_plots_of_one_log_are_those_of_its_curve(tmp_path: Path) -> None:

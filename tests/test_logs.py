@@ -15,22 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantspike import logs
 from quantspike.errors import QuantspikeError
-from quantspike.logs import (
-    CORRECT,
-    FILES,
-    NET_SPIKES,
-    SPIKES,
-    SYNOPS,
-    Logs,
-    exact_numbers,
-    find_logs,
-    plain_numbers,
-    read_logs,
-    read_numbers,
-    table,
-)
+from quantspike.logs import FILES, Logs, command, find_logs, read_logs
+from quantspike.logs.checks import CORRECT, NET_SPIKES, SPIKES, SYNOPS
+from quantspike.logs.command import table
+from quantspike.logs.reading import exact_numbers, plain_numbers, read_numbers
 from quantspike.simulation.measures import CURVE_COLUMNS, curves, stable_step, write_logs
 from quantspike.simulation.trace import Trace
 
@@ -602,7 +591,7 @@ def test_the_command_prints_the_table(tmp_path: Path) -> None:
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["logs", *arguments])
-    logs.main()
+    command.main()
 
 
 def test_with_the_size_of_the_batches_or_with_equal_ones_there_is_no_note(
@@ -656,7 +645,7 @@ def test_logs_are_labelled_by_whose_they_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     counts = np.ones(1, np.int64)
-    labelled = logs._labelled([Logs(Path(folder), 1, 1, 1, *[counts] * 4) for folder in folders])
+    labelled = command.labelled([Logs(Path(folder), 1, 1, 1, *[counts] * 4) for folder in folders])
     assert [(k, origin) for _, k, origin in labelled] == labels
 
 
@@ -677,5 +666,5 @@ def test_the_command_counts_images_and_steps_from_one(
 
 
 def test_reading_logs_takes_no_torch() -> None:
-    code = "import sys, quantspike.logs; sys.exit('torch' in sys.modules)"
+    code = "import sys, quantspike.logs.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,5 @@
+"""`python -m quantspike.logs`."""
+
+from quantspike.logs.command import main
+
+main()
