@@ -65,13 +65,13 @@ def precision(text: str) -> Precision:
 
 
 def compressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """Images after JPEG at a quality of 1 to 95, uint8 [N, 3, H, W] -> the same."""
+    """Images after JPEG at a quality of 1 to 95, uint8 [N, 1 or 3, H, W] -> the same."""
     result = np.empty_like(images)
     for number, image in enumerate(tqdm(images, desc=f"quality {quality}", unit="image", leave=False)):
         file = io.BytesIO()
-        Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
         with Image.open(file) as read:
-            result[number] = np.asarray(read).transpose(2, 0, 1)
+            result[number] = np.atleast_3d(np.asarray(read)).transpose(2, 0, 1)
     return result
 
 

@@ -56,11 +56,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         network, dataset = load_chain(options, options.k)
+        images = torch.from_numpy(dataset.test_images[: options.images])
+        result = compare(network, images, torch.from_numpy(dataset.test_labels[: options.images]), options.steps)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
-    images = torch.from_numpy(dataset.test_images[: options.images])
-    labels = torch.from_numpy(dataset.test_labels[: options.images])
-    result = compare(network, images, labels, options.steps)
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -88,11 +87,18 @@ class Outcome:
 
 
 class PublishedNetwork:
-    """A trained network with the published neurons."""
+    """A trained network with the published neurons.
+
+    Raises:
+        QuantspikeError: a batch normalization scales a channel by 0, which leaves the rule without a step.
+    """
 
     def __init__(self, network: QuantizedCNN) -> None:
         self._architecture, self._k = network.architecture, int(network.k)
         self._classifier = network.classifier.weight.detach().double()
+        for index, block in enumerate(network.blocks, start=1):
+            if bool((still := block.normalization.weight == 0).any()):
+                raise QuantspikeError(f"layer {index}, channel {int(still.int().argmax())}: its scale is 0")
         self._layers = list(map(self._layer, network.blocks, network.architecture.layers))
         self._fan_outs = [torch.from_numpy(reached) for reached in fan_outs(network.architecture)]
         self.turned_channels = sum(turned for *_, turned in self._layers)
@@ -188,7 +194,11 @@ def differing(counts: list[Tensor], expected: list[Tensor]) -> Tensor:
 
 
 def compare(network: QuantizedCNN, images: Tensor, labels: Tensor, steps: int) -> dict[str, Any]:
-    """Both rules on the same images, and the trained network as it is."""
+    """Both rules on the same images, and the trained network as it is.
+
+    Raises:
+        QuantspikeError: not every image is at rest before the last step: what is not finished cannot be compared.
+    """
     size = network.architecture.image_size
     with torch.inference_mode():
         plain = network(channels_last(central_images(images, size))).argmax(1)
@@ -197,6 +207,9 @@ def compare(network: QuantizedCNN, images: Tensor, labels: Tensor, steps: int) -
             "published": published.run(central_images(images, size).double(), steps),
             "ours": run_ours(convert(network, WEIGHT_BITS), images, published, steps),
         }
+    for rule, outcome in outcomes.items():
+        if (late := int((outcome.last_spike >= steps).sum())) > 0:
+            raise QuantspikeError(f"{late} images are not at rest after {steps} steps ({rule}): name more with --steps")
     neurons = network.architecture.neurons * len(images)
     return {
         "machine": machine(torch.device("cpu")),

@@ -102,11 +102,14 @@ class Shown(LiveRun):
             self._sent.append((start, time.perf_counter()))
 
     def delay(self) -> float:
-        """By how many seconds the steps during which something was sent were longer than the others, together."""
+        """By how many seconds the steps during which something was sent were longer than the others, together.
+
+        Rather too much than too little: a step that something else made longer is likelier to meet a send.
+        """
         steps = list(zip(self._steps[:-1], self._steps[1:], strict=True))
         disturbed = [step for step in steps if any(step[0] < end and start < step[1] for start, end in self._sent)]
         others = [end - start for start, end in steps if (start, end) not in disturbed]
-        usual = statistics.median(others)
+        usual = statistics.median(others or [end - start for start, end in steps])
         return sum(end - start - usual for start, end in disturbed)
 
     def close(self, status: str = "FINISHED") -> None:

@@ -52,15 +52,25 @@ def browser_page() -> Iterator[Any]:
             browser.close()
 
 
-def first_charts(page: Any, count: int) -> list[dict[str, Any]]:
-    """Charts, once each is drawn: title, and what Plotly drew, as its own `data` and `layout` have it."""
+_DRAWN = """([plot, lines]) => plot.data
+    && (plot.data.filter(line => line.name).length >= lines || plot.data.some(line => line.type === 'bar'))"""
+
+
+def first_charts(page: Any, count: int, lines: int) -> list[dict[str, Any]]:
+    """Charts, once each is drawn: title, and what Plotly drew, as its own `data` and `layout` have it.
+
+    Args:
+        page: of the browser.
+        count: of charts.
+        lines: that a chart of lines has when it is whole.
+    """
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
     found = []
     for number in range(count):
         card = cards.nth(number)
         plot = card.locator(".js-plotly-plot")
         plot.wait_for(state="attached")
-        page.wait_for_function("plot => plot.data && plot.data.length > 0", arg=plot.element_handle())
+        page.wait_for_function(_DRAWN, arg=[plot.element_handle(), lines])
         drawn = plot.evaluate("plot => JSON.parse(JSON.stringify({data: plot.data, layout: plot.layout}))")
         found.append({"title": card.inner_text().partition("\n")[0], **drawn})
     return found

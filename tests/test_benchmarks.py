@@ -15,11 +15,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from conftest import PARAMS, labelled, with_averages
 from quantspike.adam import make_adam
 from quantspike.architecture import Architecture
-from quantspike.augmentation import central_images
 from quantspike.checkpoints import save_checkpoint
 from quantspike.conversion import convert
 from quantspike.data import Dataset, build_dataset, save_dataset
@@ -198,29 +198,113 @@ def test_both_rules_are_compared_on_the_same_images(chain: list[str], tmp_path: 
     assert result["published"]["differing_neurons"] <= result["ours"]["differing_neurons"] < 0.1
 
 
-@pytest.mark.parametrize("negative", [False, True])
-def test_the_published_rule_ends_with_the_counts_of_the_quantized_network(
-    negative: bool, trained: QuantizedCNN, tiny_dataset: Dataset
-) -> None:
-    """An oracle for the script: spikes, with sign, add up to what one pass through the network gives."""
-    if negative:  # turned round, a channel computes what it did before
-        with torch.no_grad():
-            trained.blocks[0].normalization.weight[:2] *= -1
-            trained.blocks[2].normalization.weight[:30] *= -1
-    network = PublishedNetwork(trained)
-    assert network.turned_channels == (32 if negative else 0)
-    images = central_images(torch.from_numpy(tiny_dataset.test_images), 4)
-    expected = network.counts(images.double())
-    trained.eval()
-    with torch.inference_mode():
-        for count, activation in zip(expected, trained.activations(images), strict=True):
-            assert (count != (2 * activation)).double().mean() < 0.01  # fp32 against float64: near ties may differ
-    outcome = network.run(images.double(), 200)
-    assert int(outcome.differing.sum()) == 0
-    net = torch.stack([count.sum(dim=(1, 2, 3)) for count in expected]).sum(dim=0)
-    assert torch.equal(outcome.positive - outcome.negative, net.long())
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_the_published_rule_fires_as_a_plain_simulation_does(k: int) -> None:
+    """The oracle folds batch normalization, counts in units of 2^-k, simulates every image to the end."""
+    architecture = Architecture.parse("4C3-P2-6C3-P2-5", image_size=4, image_channels=1, classes=3)
+    network = varied(new_network(architecture, k, 0))
+    images = 4 * torch.randn(30, 1, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    published = PublishedNetwork(network)
+    assert published.turned_channels > 0
+    outcome = published.run(images, 80)
+    expected = plainly_simulated(network, images * 2.0**k, 80)
+    for name, values in expected.items():
+        assert torch.equal(getattr(outcome, name), values.long()), name
     assert int(outcome.negative.sum()) > 0
-    assert int(outcome.last_spike.max()) < 200
+    assert int(outcome.differing.sum()) == 0
+    with torch.inference_mode():
+        activations = list(network.double().activations(images))
+    assert all(torch.equal(a * 2.0**k, b) for a, b in zip(activations, published.counts(images), strict=True))
+
+
+def varied(network: QuantizedCNN) -> QuantizedCNN:
+    """With batch normalizations of all kinds, negative scales among them."""
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for block in network.blocks:
+            norm = block.normalization
+            norm.weight.normal_(generator=random)
+            norm.bias.normal_(0, 0.5, generator=random)
+            norm.running_mean.normal_(0, 0.05, generator=random)
+            norm.running_var.uniform_(0.001, 0.02, generator=random)
+    return network.eval()
+
+
+def plainly_simulated(network: QuantizedCNN, inputs: Tensor, steps: int) -> dict[str, Tensor]:
+    n, k = len(inputs), int(network.k)
+    positive, negative, synops, last_spike = torch.zeros(4, n).double()
+    folded, potentials, counts = [], [], []
+    for block, shape in zip(network.blocks, network.architecture.layers, strict=True):
+        norm = block.normalization
+        factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        folded.append((block.convolution.weight.double() * factor[:, None, None, None], shape))
+        bias = 2.0**k * (norm.bias.double() - factor * norm.running_mean.double())
+        size = (n, shape.out_channels, shape.out_size, shape.out_size)
+        potentials.append(bias[:, None, None].expand(size).clone())
+        counts.append(torch.zeros(size).double())
+    for step in range(1, steps + 1):
+        spikes = inputs
+        for index, (weight, shape) in enumerate(folded):
+            if index or step == 1:
+                drive = functional.conv2d(spikes, weight, stride=shape.stride, padding=shape.padding)
+                potentials[index] += drive
+            too_little = potentials[index] - counts[index] > 0.5
+            too_much = (potentials[index] - counts[index] < -0.5) & (counts[index] > 0)
+            spikes = too_little.double() - too_much.double()
+            counts[index] += spikes
+            fired = spikes.abs()
+            positive += too_little.sum(dim=(1, 2, 3))
+            negative += too_much.sum(dim=(1, 2, 3))
+            last_spike[fired.sum(dim=(1, 2, 3)) > 0] = step
+            if index + 1 == len(folded):
+                synops += fired.sum(dim=(1, 2, 3)) * network.architecture.classes
+            else:
+                following, after = folded[index + 1]
+                reached = functional.conv2d(
+                    fired, torch.ones_like(following), stride=after.stride, padding=after.padding
+                )
+                synops += reached.sum(dim=(1, 2, 3))
+    return {"positive": positive, "negative": negative, "synops": synops, "last_spike": last_spike}
+
+
+def one_by_one(layers: str) -> QuantizedCNN:
+    """One neuron per layer that hands on, at k = 0, what it gets, rounded."""
+    network = new_network(Architecture.parse(layers, image_size=1, image_channels=1, classes=2), 0, 0)
+    with torch.no_grad():
+        for block in network.blocks:
+            block.convolution.weight.fill_(1)
+            block.normalization.weight.fill_(1)
+            block.normalization.eps = 0.0  # so that the step is 1 exactly
+    return network.eval()
+
+
+@pytest.mark.parametrize(("drive", "spikes"), [(0.5, 0), (0.5 + 1e-9, 1), (-0.5, 0), (2.5, 2), (2.5 + 1e-9, 3)])
+def test_the_published_rule_leaves_a_tie_below(drive: float, spikes: int) -> None:
+    network = one_by_one("1C1-1")
+    with torch.no_grad():
+        network.blocks[1].convolution.weight.zero_()  # the first neuron is looked at alone
+    outcome = PublishedNetwork(network).run(torch.full((1, 1, 1, 1), drive, dtype=torch.float64), 5)
+    assert (int(outcome.positive), int(outcome.negative)) == (spikes, 0)
+
+
+@pytest.mark.parametrize(("excess", "taken_back"), [(5e-6, 0), (2e-5, 1)])
+def test_the_published_rule_keeps_a_spike_too_many_within_its_tolerance(excess: float, taken_back: int) -> None:
+    """The first neuron fires twice. The second one's potential is 0.6 after the first spike, 0.5 - excess after two."""
+    network = one_by_one("1C1-1")
+    with torch.no_grad():
+        network.blocks[1].normalization.bias.fill_(0.7 + excess)
+        network.blocks[1].convolution.weight.fill_(-0.1 - excess)
+    outcome = PublishedNetwork(network).run(torch.full((1, 1, 1, 1), 2.0).double(), 5)
+    assert (int(outcome.positive), int(outcome.negative)) == (3, taken_back)
+    assert int(outcome.differing) == 1 - taken_back
+
+
+def test_a_scale_of_zero_has_no_published_rule() -> None:
+    network = one_by_one("2C1-3")
+    with torch.no_grad():
+        network.blocks[1].normalization.weight[2] = 0
+    with pytest.raises(QuantspikeError, match="layer 2, channel 2: its scale is 0"):
+        PublishedNetwork(network)
 
 
 def test_every_width_of_weights_is_scored_against_the_trained_network(chain: list[str], tmp_path: Path) -> None:

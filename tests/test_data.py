@@ -319,3 +319,10 @@ def test_of_several_sources_the_first_that_is_there_is_taken(tmp_path: Path) -> 
     assert first_source([str(tmp_path / "images"), "digits"]) == str(tmp_path / "images")
     assert first_source(["nothing", "digits", "images"], tmp_path) == "digits"
     assert first_source(["nothing", "nothing either"], tmp_path) == "nothing either"
+
+
+@pytest.mark.parametrize("source", ["~nobody-has-this-name/images", "x" * 300])
+def test_a_place_that_cannot_be_looked_at_is_an_error(source: str, tmp_path: Path) -> None:
+    for call in (lambda: first_source([source], tmp_path), lambda: load_source(source, downloads=tmp_path)):
+        with pytest.raises(QuantspikeError, match=r"data\.source .* could not be read: "):
+            call()

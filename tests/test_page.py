@@ -91,7 +91,7 @@ def page(address: str) -> Iterator[Any]:
 
 
 def test_the_comparison_is_there_when_the_page_opens(page: Any) -> None:
-    over_steps, synops, over_synops, final = first_charts(page, 4)
+    over_steps, synops, over_synops, final = first_charts(page, 4, lines=3)
     assert [chart["title"] for chart in (over_steps, synops, over_synops, final)] == [
         "snn/accuracy",
         "snn/synops",
@@ -128,10 +128,14 @@ def test_the_table_has_the_chief_numbers_as_columns(page: Any) -> None:
     expect(page.locator(f"{row}[col-id='attributes.`Dataset`']")).to_contain_text("CIFAR-10 (official archive)")
 
 
-def test_the_page_of_a_run_tells_its_result_and_its_curves(page: Any, address: str) -> None:
+def open_run(page: Any, address: str) -> None:
     page.goto(address)
     page.get_by_role("link", name="cnn1 k=1").click()
     page.get_by_role("heading", name="cnn1 k=1").wait_for()
+
+
+def test_the_page_of_a_run_tells_its_result_and_its_curves(page: Any, address: str) -> None:
+    open_run(page, address)
     page.get_by_role("cell", name="92.86%").first.wait_for()
     page.get_by_text("Tested on 10,000 images").first.wait_for()
     page.get_by_role("tab", name="Model metrics").click()
@@ -140,7 +144,8 @@ def test_the_page_of_a_run_tells_its_result_and_its_curves(page: Any, address: s
         sections.filter(has_text=re.compile(rf"^{name}\b")).wait_for()
 
 
-def test_figures_tables_and_the_certificate_are_artifacts(page: Any) -> None:
+def test_figures_tables_and_the_certificate_are_artifacts(page: Any, address: str) -> None:
+    open_run(page, address)
     page.get_by_role("tab", name="Artifacts").click()
     tree = page.get_by_test_id("artifact-tree-node")
     tree.filter(has_text="figures").first.click()

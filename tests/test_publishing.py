@@ -179,7 +179,8 @@ def test_code_that_was_not_committed_marks_the_commit(project: Path, empty_datab
     head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     shutil.copy(empty_database, project / "mlflow.db")
     assert published_commit(project) == head  # results and other files that are not committed do not count
-    (project / "src" / "code.py").write_text("x = 1\n")
+    subprocess.run(["git", "-C", project, "config", "status.showUntrackedFiles", "no"], check=True)
+    (project / "src" / "more.py").write_text("x = 1\n")
     shutil.copy(empty_database, project / "mlflow.db")
     assert published_commit(project) == f"{head}-dirty"
 

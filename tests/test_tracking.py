@@ -226,24 +226,87 @@ def test_only_the_files_that_changed_are_sent_again(
     assert sent == ["sops.png"]
 
 
-@pytest.mark.parametrize("moment", ["before", "while it is sent"])
+@pytest.mark.parametrize("moment", ["before", "when it is dated", "while it is sent"])
 def test_a_result_file_that_vanishes_is_no_trouble_of_the_database_or_of_other_runs(
     moment: str, uri: str, run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = tmp_path / "certificate.json"
     artifact.write_text("{}")
     doomed = replace(run, name="cnn1 k=2", key="paper-cnn1-2-0", artifacts=[(artifact, "metrics")])
+    last_change = TrackedRun.last_change
+
+    def gone_by_then(run: TrackedRun) -> int:
+        artifact.unlink(missing_ok=True)
+        return last_change(run)
+
     with monkeypatch.context() as patch:
         if moment == "before":
             artifact.unlink()
+        elif moment == "when it is dated":
+            patch.setattr(TrackedRun, "last_change", gone_by_then)
         else:
             patch.setattr(reconcile, "_log_data", lambda *_: artifact.unlink())
             doomed = replace(doomed, data=TrackedData("images", "ab", {}))
         report = publish([doomed, run], uri=uri)
-    assert report == PublishReport(created=1, problems=(f"cnn1 k=2 is not in MLflow: {artifact} has vanished",))
+    problem = f"cnn1 k=2 is not in MLflow: {artifact} cannot be read: No such file or directory"
+    assert report == PublishReport(created=1, problems=(problem,))
     artifact.write_text("{}")
     assert publish([doomed, run], uri=uri) == PublishReport(created=1, unchanged=1)
     assert len(stored(uri)) == 2
+
+
+def test_a_result_file_that_changes_while_it_is_sent_is_published_the_next_time(
+    uri: str, run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = run.artifacts[0][0]
+    run = replace(run, data=TrackedData("images", "ab", {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(reconcile, "_log_data", lambda *_: artifact.write_text("newer"))
+        report = publish([run], uri=uri)
+    assert report.problems == ("cnn1 k=1 is not in MLflow: its files changed meanwhile; publish again",)
+    assert publish([run], uri=uri) == PublishReport(created=1)
+    (found,) = stored(uri)
+    copy = tmp_path / "mlartifacts" / found.info.run_id / "artifacts" / "metrics" / "snn.csv"
+    assert copy.read_text() == "newer"
+
+
+@pytest.mark.parametrize("content", ["ab" * 32, "12345678", "[1]", "null", "", '{"figures/sops.png": 1}'])
+def test_a_damaged_list_of_the_files_is_written_anew(content: str, uri: str, run: TrackedRun, tmp_path: Path) -> None:
+    figure = tmp_path / "sops.png"
+    figure.write_bytes(b"k = 1")
+    run = replace(run, extras=[(figure, "figures")])
+    publish([run], uri=uri)
+    whole = stored(uri)[0].data.tags["quantspike.extras"]
+    client(uri).set_tag(stored(uri)[0].info.run_id, "quantspike.extras", content)
+    assert publish([run], uri=uri) == PublishReport(updated=1)
+    assert stored(uri)[0].data.tags["quantspike.extras"] == whole
+
+
+def test_a_kill_while_a_figure_is_renewed_is_made_good_whatever_the_figure_is_then(
+    uri: str, run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    figure = tmp_path / "sops.png"
+    figure.write_bytes(b"old")
+    run = replace(run, extras=[(figure, "figures")])
+    publish([run], uri=uri)
+    log_artifact = MlflowClient.log_artifact
+
+    def killed_afterwards(*arguments: Any) -> None:
+        log_artifact(*arguments)
+        raise KeyboardInterrupt
+
+    figure.write_bytes(b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", killed_afterwards)
+        with pytest.raises(KeyboardInterrupt):
+            publish([run], uri=uri)
+    figure.write_bytes(b"old")
+    assert publish([run], uri=uri) == PublishReport(updated=1)
+    (found,) = stored(uri)
+    copy = tmp_path / "mlartifacts" / found.info.run_id / "artifacts" / "figures" / "sops.png"
+    assert copy.read_bytes() == b"old"
 
 
 def test_the_commit_of_the_first_publication_is_kept(uri: str, run: TrackedRun) -> None:

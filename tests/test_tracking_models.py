@@ -152,6 +152,11 @@ def test_nothing_that_is_stored_tells_of_the_machine_or_its_user(project: Projec
         ("/home/somebody/images.tar.gz", False),
         (["cifar10", "~/images"], False),
         ("../somebody/images", False),
+        ("data/../../somebody/images", False),
+        ("$HOME/images", False),
+        (r"C:\Users\somebody\images", False),
+        (r"data\..\..\somebody", False),
+        ("file:///home/somebody", False),
     ],
 )
 def test_a_path_outside_the_project_keeps_the_params_file_away(
@@ -256,6 +261,72 @@ def test_results_that_come_back_give_their_network_its_name_back(uri: str, tmp_p
     first, second = sorted(versions_of(uri), key=lambda version: int(version.version))
     assert (first.aliases, first.tags["quantspike.superseded"]) == (["paper-k1"], "false")
     assert (second.aliases, second.tags["quantspike.superseded"]) == ([], "true")
+
+
+def test_a_name_and_a_version_made_by_hand_are_taken_on(uri: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path, 0, None)
+    publish([run], uri=uri)
+    client = client_of(uri)
+    client.create_registered_model(LINEAR)
+    client.create_model_version(LINEAR, "somewhere", the_run(uri, run.key).info.run_id)
+    run = replace(run, model=linear_model(0.9, "a"))
+    assert publish([run], uri=uri) == PublishReport(updated=1)
+    assert best(uri) == run.key
+    assert len(versions_of(uri)) == 1
+
+
+@pytest.mark.parametrize("damage", [None, "x", "nan"])
+def test_a_damaged_accuracy_is_the_worst_of_all_until_it_is_written_anew(
+    damage: str | None, uri: str, tmp_path: Path
+) -> None:
+    good, poor = run_of(tmp_path, 0, linear_model(0.9, "a")), run_of(tmp_path, 1, linear_model(0.8, "b"))
+    publish([good, poor], uri=uri)
+    client = client_of(uri)
+    if damage is None:
+        client.delete_model_version_tag(LINEAR, "1", "quantspike.accuracy")
+    else:
+        client.set_model_version_tag(LINEAR, "1", "quantspike.accuracy", damage)
+    publish([replace(good, model=None), poor], uri=uri)
+    assert best(uri) == poor.key
+    publish([good, poor], uri=uri)
+    assert best(uri) == good.key
+
+
+def test_another_experiment_takes_no_names_away(uri: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path, 0, linear_model(0.9, "a"))
+    publish([run], uri=uri)
+    publish([], uri=uri, experiment="another")
+    assert best(uri) == run.key
+
+
+def test_of_many_registered_names_none_is_overlooked(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    search = MlflowClient.search_registered_models
+    monkeypatch.setattr(
+        MlflowClient,
+        "search_registered_models",
+        lambda self, condition=None, **options: search(self, condition, **options | {"max_results": 1}),
+    )
+    names = ["quantspike-a", "quantspike-b", "quantspike-c"]
+    runs = [run_of(tmp_path, seed, replace(linear_model(), name=name)) for seed, name in enumerate(names)]
+    publish(runs, uri=uri)
+    assert [versions_of(uri, name)[0].aliases for name in names] == [["paper-k1"]] * 3
+
+
+def test_a_run_that_is_deleted_while_its_network_is_saved_is_a_problem_of_its_own(uri: str, tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, seed, linear_model(0.8, str(seed))) for seed in range(2)]
+    model = runs[0].model
+    assert model is not None
+
+    def deleted_meanwhile() -> Any:
+        client_of(uri).delete_run(the_run(uri, runs[0].key).info.run_id)
+        return model.load()
+
+    report = publish([replace(runs[0], model=replace(model, load=deleted_meanwhile)), runs[1]], uri=uri)
+    problem = f"the network of {runs[0].name} is not in MLflow: its run was deleted meanwhile; publish again"
+    assert report == PublishReport(created=2, problems=(problem,))
+    assert best(uri) == runs[1].key
 
 
 def test_names_that_users_give_stay(uri: str, tmp_path: Path) -> None:

@@ -142,9 +142,17 @@ def first_source(sources: Sequence[str], root: Path = Path(".")) -> str:
     Args:
         sources: one at least, each as for `load_source`.
         root: folder that a relative path starts from.
+
+    Raises:
+        QuantspikeError: it cannot be found out whether there is anything at a path.
     """
-    there = (source for source in sources if source in NAMES or (root / Path(source).expanduser()).exists())
-    return next(there, sources[-1])
+    for source in sources:
+        try:
+            if source in NAMES or _place(source, root).exists():
+                return source
+        except OSError as error:
+            raise _unreadable(source, error) from error
+    return sources[-1]
 
 
 def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Dataset:
@@ -162,9 +170,20 @@ def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Data
     try:
         if source == "cifar10":
             return _load_official_archive(_downloaded(downloads))
-        return _load_digits() if source == "digits" else _load_path(root / Path(source).expanduser())
+        return _load_digits() if source == "digits" else _load_path(_place(source, root))
     except OSError as error:
-        raise QuantspikeError(f"data.source {source!r} could not be read: {error}") from error
+        raise _unreadable(source, error) from error
+
+
+def _place(source: str, root: Path) -> Path:
+    try:
+        return root / Path(source).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: Exception) -> QuantspikeError:
+    return QuantspikeError(f"data.source {source!r} could not be read: {error}")
 
 
 def save_dataset(dataset: Dataset, path: Path) -> None:

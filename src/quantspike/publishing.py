@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def _tracked_run(
 ) -> TrackedRun:
     chain, ann = result.chain, result.ann
     extras = [(path, "figures") for path in sorted(plots_folder(chain.profile, chain.model, root).glob("*.png"))]
-    extras += [(path, "summary") for path in sorted((root / "metrics").glob("summary.*"))]
+    extras += [(root / "metrics" / f"summary.{kind}", "summary") for kind in ("csv", "md", "tex")]
     if _may_be_shown(params):
         extras += [(root / "params.yaml", "")]
     extras += [(chain.integer_network, "network")]
@@ -95,8 +95,13 @@ def _tracked_run(
 
 def _may_be_shown(params: Params) -> bool:
     """Whether params.yaml names no path outside the project, which would tell of somebody's machine."""
-    sources = {source for profile in params.profiles.values() for source in profile.data.source}
-    return not any(Path(source).is_absolute() or source.startswith(("~", "..")) for source in sources)
+    return all(_lies_inside(source) for profile in params.profiles.values() for source in profile.data.source)
+
+
+def _lies_inside(source: str) -> bool:
+    """Whether a path cannot leave the project's folder, on any system: addresses and variables may."""
+    parts = PureWindowsPath(source).parts  # separated by either slash
+    return not (":" in source or source.startswith(("/", "\\", "~", "$")) or ".." in parts)
 
 
 def _model(result: ChainResult, params: Params) -> TrackedModel | None:
@@ -117,11 +122,16 @@ def _model(result: ChainResult, params: Params) -> TrackedModel | None:
         network = load_checkpoint(weights, architecture, chain.k).network
         return ImageClassifier(network), np.zeros_like(dataset.test_images[:2])
 
+    try:
+        digest = _sha256(weights)
+    except OSError as error:
+        print(f"warning: the network of {chain.key} cannot be read: {error}", file=sys.stderr)
+        return None
     return TrackedModel(
         name=f"quantspike-{chain.model}",
         alias=f"{chain.profile}-{'k' if chain.quantized else ''}{chain.k}",
         accuracy=result.ann.accuracy,
-        digest=_sha256(weights),
+        digest=digest,
         load=load,
     )
 
@@ -213,7 +223,7 @@ def _dvc_hashes(root: Path) -> dict[str, str]:
         content = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
         outs = [out for stage in content["stages"].values() for out in stage.get("outs", [])]
         return {out["path"]: out["md5"] for out in outs if "md5" in out}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -228,14 +238,14 @@ def _head_commit(root: Path) -> str | None:
     if _git(root, "ls-files", "--error-unmatch", "dvc.yaml") is None:
         return None
     commit = _git(root, "rev-parse", "--verify", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--", "dvc.yaml", "stages", "src")
-    return f"{commit}-dirty" if commit and changed else commit
+    changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", "dvc.yaml", "stages", "src")
+    return commit if commit is None or changed == "" else f"{commit}-dirty"
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     """What git answers; `None` if it fails or is not there."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 WEIGHTS = "quantspike.weights"
 """Tag: SHA-256 of the weights that lie in a run's folder `model`."""
 
-# Tags of a version: what it is to be called if it is the best, and by what that is found.
+# Tags of a version: what it is to be called if it is the best, by what that is found, and among which.
 _ALIAS = "quantspike.alias"
 _ACCURACY = "quantspike.accuracy"
+_EXPERIMENT = "quantspike.experiment"
 
 _OURS = "quantspike.networks"
-"""Tag: `true` for a registered name that was made here."""
+"""Tag: `true` for a registered name that such versions stand under."""
 
 _FOLDER = "model"
 
@@ -49,26 +51,40 @@ class TrackedModel:
 
 
 def keep_model(client: MlflowClient, uri: str, run_id: str, model: TrackedModel) -> bool:
-    """Puts a model into a run and registers it, unless the run's tags say that it is there; whether it did.
+    """Puts a model into a run and registers it, unless the run's tags say that it is there; whether anything changed.
 
     Raises:
-        QuantspikeError: the model cannot be loaded or saved.
+        QuantspikeError: the model cannot be loaded or saved, or the run was deleted meanwhile.
     """
-    there = client.get_run(run_id).data.tags.get(WEIGHTS) == model.digest
-    if there and _version(client, model.name, run_id) is not None:  # it may have been deleted from the registry
-        return False
-    with _saved(model) as folder, locked(uri):
-        client.log_artifacts(run_id, str(Path(folder) / _FOLDER), _FOLDER)
-        if _version(client, model.name, run_id) is None:
-            _find_or_make_name(client, model.name)
-            tags = {_ALIAS: model.alias, _ACCURACY: repr(model.accuracy)}
-            client.create_model_version(model.name, f"runs:/{run_id}/{_FOLDER}", run_id, tags=tags)
-        # Last, so that a kill in between is made good the next time.
-        client.set_tag(run_id, WEIGHTS, model.digest)
-    return True
+    run = client.get_run(run_id)
+    version = _version(client, model.name, run_id)
+    # A version may have been deleted from the registry.
+    there = run.data.tags.get(WEIGHTS) == model.digest and version is not None
+    if not there:
+        with _saved(model) as folder, locked(uri):
+            if client.get_run(run_id).info.lifecycle_stage != "active":
+                raise QuantspikeError("its run was deleted meanwhile; publish again")
+            client.log_artifacts(run_id, str(Path(folder) / _FOLDER), _FOLDER)
+            version = _version(client, model.name, run_id) or _make_version(client, model.name, run_id)
+            # Last, so that a kill in between is made good the next time.
+            client.set_tag(run_id, WEIGHTS, model.digest)
+    assert version is not None
+    tagged = _tag(client, version, run.info.experiment_id, model)
+    return tagged or not there
 
 
-def name_best_models(client: MlflowClient, current: Collection[str]) -> set[str]:
+def _tag(client: MlflowClient, version: ModelVersion, experiment: str, model: TrackedModel) -> bool:
+    """Writes down what `name_best_models` goes by, also where name or version was made by hand; whether it had to."""
+    if client.get_registered_model(model.name).tags.get(_OURS) != "true":
+        client.set_registered_model_tag(model.name, _OURS, "true")
+    wanted = {_ALIAS: model.alias, _ACCURACY: repr(model.accuracy), _EXPERIMENT: experiment}
+    changed = {name: value for name, value in wanted.items() if version.tags.get(name) != value}
+    for name, value in changed.items():
+        client.set_model_version_tag(model.name, version.version, name, value)
+    return bool(changed)
+
+
+def name_best_models(client: MlflowClient, experiment: str, current: Collection[str]) -> set[str]:
     """Gives each alias to the most accurate of its models, the oldest of several; takes it away where there is none.
 
     What counts is what lies in the store: which weights are at hand here makes no difference. Versions whose runs are
@@ -76,23 +92,34 @@ def name_best_models(client: MlflowClient, current: Collection[str]) -> set[str]
 
     Args:
         client: of the store.
+        experiment: its number; versions from others are left alone.
         current: ids of all runs that are neither superseded nor deleted.
 
     Returns:
         Ids of the runs whose models came to an alias.
     """
     moved: set[str] = set()
-    for registered in client.search_registered_models(f"tags.`{_OURS}` = 'true'"):
-        moved |= _name_best(client, registered, current)
+    for registered in _names(client):
+        moved |= _name_best(client, registered, experiment, current)
     return moved
 
 
-def _name_best(client: MlflowClient, registered: RegisteredModel, current: Collection[str]) -> set[str]:
+def _names(client: MlflowClient) -> Iterator[RegisteredModel]:
+    token: str | None = None
+    while token != "":
+        page = client.search_registered_models(f"tags.`{_OURS}` = 'true'", page_token=token)
+        yield from page
+        token = page.token or ""
+
+
+def _name_best(
+    client: MlflowClient, registered: RegisteredModel, experiment: str, current: Collection[str]
+) -> set[str]:
     name, holders = registered.name, registered.aliases
     best: dict[str, ModelVersion] = {}
     for version in sorted(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version)):
         alias = version.tags.get(_ALIAS)
-        if alias is None:  # somebody else's
+        if alias is None or version.tags.get(_EXPERIMENT) != experiment:  # somebody else's
             continue
         superseded = version.run_id not in current
         if superseded != (version.tags.get(SUPERSEDED) == "true"):
@@ -108,7 +135,12 @@ def _name_best(client: MlflowClient, registered: RegisteredModel, current: Colle
 
 
 def _accuracy(version: ModelVersion) -> float:
-    return float(version.tags[_ACCURACY])
+    """That of a version, which somebody may have damaged: then it is the worst of all."""
+    try:
+        accuracy = float(version.tags.get(_ACCURACY, ""))
+    except ValueError:
+        return -math.inf
+    return accuracy if math.isfinite(accuracy) else -math.inf
 
 
 def _saved(model: TrackedModel) -> tempfile.TemporaryDirectory[str]:
@@ -164,17 +196,17 @@ def _forget_the_source(path: Path) -> None:
     torch.export.save(program, path)
 
 
-def _find_or_make_name(client: MlflowClient, name: str) -> None:
+def _make_version(client: MlflowClient, name: str, run_id: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
     wanted = f"name = '{name}'"
-    if client.search_registered_models(wanted):
-        return
-    try:
-        client.create_registered_model(name, tags={_OURS: "true"})
-    except MlflowException:
-        if not client.search_registered_models(wanted):  # otherwise another process was quicker
-            raise
+    if not client.search_registered_models(wanted):
+        try:
+            client.create_registered_model(name)
+        except MlflowException:
+            if not client.search_registered_models(wanted):  # otherwise another process was quicker
+                raise
+    return client.create_model_version(name, f"runs:/{run_id}/{_FOLDER}", run_id)
 
 
 def _version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:

@@ -70,8 +70,8 @@ class _Done:
     words: list[str]
 
 
-class _FileGone(QuantspikeError):
-    """A result file cannot be read any more: another process is at work on it."""
+class _Unreadable(QuantspikeError):
+    """A result file cannot be read, or not twice the same: another process may be at work on it."""
 
 
 def publish(
@@ -102,12 +102,12 @@ def publish(
             for run in runs:
                 try:
                     done.append(_bring_in_line(client, number, run))
-                except _FileGone as error:
+                except _Unreadable as error:
                     problems.append(f"{run.name} is not in MLflow: {error}")
         # Later, since they take seconds each, and since a network that cannot be kept must not keep runs away.
         problems += _keep_models(client, uri, done)
         with locked(uri):
-            _name_best_models(client, number, done)
+            _note_updates(done, name_best_models(client, number, _current_runs(client, number)))
     words = Counter(word for one in done for word in one.words)
     return PublishReport(**words, problems=tuple(problems))
 
@@ -151,7 +151,7 @@ def _bring_in_line(client: MlflowClient, experiment: str, run: TrackedRun) -> _D
         # A training that began after these results were written is of later ones, and goes on filling its run.
     same = next((found for found in complete if found.data.tags.get(FINGERPRINT) == fingerprint), None)
     if same is None:
-        run_id, done = _create(client, experiment, run, fingerprint, live), ["created"]
+        run_id, done = _create(client, experiment, run, fingerprint, last_change, live), ["created"]
     else:
         run_id = same.info.run_id
         done = ["updated" if _refresh(client, same, run) else "unchanged"]
@@ -165,23 +165,23 @@ def _bring_in_line(client: MlflowClient, experiment: str, run: TrackedRun) -> _D
 
 @contextmanager
 def _reading(run: TrackedRun) -> Iterator[None]:
-    """Tells the loss of a file from a trouble of the store."""
+    """Tells the trouble of a file from one of the store."""
     try:
         yield
-    except Exception as error:
-        for path, _ in [*run.artifacts, *run.extras]:
-            if not path.is_file():
-                raise _FileGone(f"{path} has vanished") from error
+    except OSError as error:
+        if str(error.filename) in {str(path) for path, _ in [*run.artifacts, *run.extras]}:
+            raise _Unreadable(f"{error.filename} cannot be read: {error.strerror}") from error
         raise
 
 
-def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint: str, live: Sequence[Run]) -> str:
+def _create(
+    client: MlflowClient, experiment: str, run: TrackedRun, fingerprint: str, end: int, live: Sequence[Run]
+) -> str:
     from mlflow.entities import Param
 
-    end = run.last_change()
     start = end - round(1000 * run.seconds)
     with _reading(run):
-        extras = _extras_tag(run.extras_digests())
+        extras = {EXTRAS: _extras_tag(run.extras_digests())} if run.extras else {}
     tags = {**_changeable_tags(run, run.commit), **extras, CHAIN: run.key, FINGERPRINT: fingerprint}
     run_id = str(client.create_run(experiment, start_time=start, tags=tags, run_name=run.name).info.run_id)
     params = [Param(name, str(value)) for name, value in run.params.items()]
@@ -195,6 +195,8 @@ def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint:
     with _reading(run):
         for path, folder in [*run.artifacts, *run.extras]:
             client.log_artifact(run_id, str(path), folder or None)
+        if run.fingerprint != fingerprint:
+            raise _Unreadable("its files changed meanwhile; publish again")
     client.set_terminated(run_id, status="FINISHED", end_time=end)
     client.set_tag(run_id, COMPLETE, "true")
     return run_id
@@ -235,24 +237,33 @@ def _log_data(client: MlflowClient, run_id: str, data: TrackedData) -> None:
 
 def _refresh(client: MlflowClient, found: Run, run: TrackedRun) -> bool:
     """Renews what may change in a run that is there already; returns whether anything differed."""
-    run_id, present = found.info.run_id, found.data.tags
+    present = found.data.tags
     # The commit stays the one at which these results were published first.
     wanted = _changeable_tags(run, present.get(_COMMIT, run.commit))
-    before = _extras_in(present)
-    with _reading(run):
-        now = run.extras_digests()
-        for path, folder in run.extras:
-            name = place_in_run(path, folder)
-            if before.get(name) != now[name]:
-                client.log_artifact(run_id, str(path), folder or None)
-    # Those that are not at hand stay. The tag comes after the files it speaks of, so that a kill is made good.
-    wanted |= _extras_tag(before | now)
     changed = {name: value for name, value in wanted.items() if present.get(name) != value}
     renamed = found.info.run_name != run.name
     if renamed:
-        client.update_run(run_id, name=run.name)
+        client.update_run(found.info.run_id, name=run.name)
+    renewed = _renew_extras(client, found, run)
     _set_tags(client, found, changed)
-    return renamed or bool(changed)
+    return renamed or renewed or bool(changed)
+
+
+def _renew_extras(client: MlflowClient, found: Run, run: TrackedRun) -> bool:
+    """Sends those that are not in the run as they are now; those that are not at hand stay there."""
+    before = _extras_in(found.data.tags)
+    with _reading(run):
+        now = run.extras_digests()
+        sent = {name for name in now if before.get(name) != now[name]}
+        if not sent:
+            return False
+        # While they are sent, the tag does not speak of them: a kill in between is made good the next time.
+        _set_tags(client, found, {EXTRAS: _extras_tag({name: before[name] for name in before if name not in sent})})
+        for path, folder in run.extras:
+            if place_in_run(path, folder) in sent:
+                client.log_artifact(found.info.run_id, str(path), folder or None)
+    _set_tags(client, found, {EXTRAS: _extras_tag(before | now)})
+    return True
 
 
 def _keep_models(client: MlflowClient, uri: str, done: Sequence[_Done]) -> list[str]:
@@ -263,24 +274,22 @@ def _keep_models(client: MlflowClient, uri: str, done: Sequence[_Done]) -> list[
             continue
         try:
             if keep_model(client, uri, one.run_id, one.run.model):
-                _note_update(one)
+                _note_updates([one], {one.run_id})
         except QuantspikeError as error:
             problems.append(f"the network of {one.run.name} is not in MLflow: {error}")
     return problems
 
 
-def _name_best_models(client: MlflowClient, experiment: str, done: Sequence[_Done]) -> None:
-    complete = f"tags.`{COMPLETE}` = 'true' and tags.`{SUPERSEDED}` = 'false'"
-    found = client.search_runs([experiment], complete, max_results=_MOST_RUNS)
-    moved = name_best_models(client, {run.info.run_id for run in found})
+def _current_runs(client: MlflowClient, experiment: str) -> set[str]:
+    """Ids of all whole runs that are neither superseded nor deleted."""
+    current = f"tags.`{COMPLETE}` = 'true' and tags.`{SUPERSEDED}` = 'false'"
+    return {run.info.run_id for run in client.search_runs([experiment], current, max_results=_MOST_RUNS)}
+
+
+def _note_updates(done: Sequence[_Done], updated: set[str]) -> None:
     for one in done:
-        if one.run_id in moved:
-            _note_update(one)
-
-
-def _note_update(one: _Done) -> None:
-    if one.words[0] == "unchanged":
-        one.words[0] = "updated"
+        if one.run_id in updated and one.words[0] == "unchanged":
+            one.words[0] = "updated"
 
 
 def _changeable_tags(run: TrackedRun, commit: str | None) -> dict[str, str]:
@@ -291,14 +300,18 @@ def _changeable_tags(run: TrackedRun, commit: str | None) -> dict[str, str]:
     return tags
 
 
-def _extras_tag(digests: Mapping[str, str]) -> dict[str, str]:
-    return {EXTRAS: json.dumps(digests, sort_keys=True)} if digests else {}
+def _extras_tag(digests: Mapping[str, str]) -> str:
+    return json.dumps(digests, sort_keys=True)
 
 
 def _extras_in(tags: Mapping[str, str]) -> dict[str, str]:
-    """Digests of the extras that a run has, by their place in it."""
-    digests: dict[str, str] = json.loads(tags.get(EXTRAS, "{}"))
-    return digests
+    """Digests of the extras that a run has, by their place in it; of a damaged tag what can be read."""
+    try:
+        content = json.loads(tags.get(EXTRAS, "{}"))
+    except ValueError:
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: digest for name, digest in entries if isinstance(digest, str)}
 
 
 def _supersede(client: MlflowClient, found: Run) -> None:
