@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo run-demo test lint ui results readme publish bench clean
+.PHONY: help setup demo run-demo test lint ui results readme publish bench gpu-packages gpu-results clean
 
 help:
 	@echo "make demo     the whole workflow on handwritten digits, in minutes, without a network"
@@ -17,6 +17,7 @@ help:
 	@echo "make ui       the MLflow UI on http://127.0.0.1:5000"
 	@echo "make publish  tables and MLflow runs made anew from the result files"
 	@echo "make bench    the simulation against other libraries; BENCH='--weights FILE --data IMAGES' names a network"
+	@echo "make gpu-results  the published protocol on a bare machine with a GPU, packed: docs/gpu.md"
 	@echo "make setup    only the virtual environment, .venv"
 	@echo "make clean    removes .venv and caches, never results"
 	@echo "dvc repro     the experiments of params.yaml (after: . $(VENV)/bin/activate)"
@@ -70,6 +71,17 @@ ui: $(READY)
 bench: $(READY)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	python benchmarks/simulation.py --json benchmark.json $(BENCH)
+
+# What the library needs beside torch, torchvision, numba, numpy and PyYAML, for a machine that cannot fetch it.
+GPU_PYTHON ?= 3.12
+gpu-packages: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --upgrade --target build/packages --constraint constraints.txt \
+	  --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 --only-binary :all: \
+	  pydantic safetensors tqdm filelock
+
+# Runs where nothing is installed for it, hence not in .venv; a second call goes on. AWAY='--minutes 5 --k 1' and so on.
+gpu-results:
+	PYTHONPATH=src:build/packages $(PYTHON) -m quantspike.away run --profile paper $(AWAY)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

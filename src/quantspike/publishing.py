@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -14,6 +13,7 @@ import pandas as pd
 import yaml
 
 from quantspike import tracking
+from quantspike.commits import head_commit
 from quantspike.labels import run_name, run_settings, run_tags
 from quantspike.params import Params
 from quantspike.paths import plots_folder
@@ -36,7 +36,7 @@ def publish_results(results: Sequence[ChainResult], params: Params, root: Path) 
         return
     uri = tracking.tracking_uri(root)
     try:
-        runs = tracked_runs(results, params, root, commit=_head_commit(root))
+        runs = tracked_runs(results, params, root, commit=head_commit(root))
         views = tracking.view_tags((result.chain.profile, result.chain.model) for result in results)
         report = tracking.publish(runs, uri=uri, tags=views)
     except tracking.TrackingError as error:
@@ -230,22 +230,3 @@ def _dvc_hashes(root: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _head_commit(root: Path) -> str | None:
-    """The commit that is checked out, if the project is under git; marked where the code differs from it."""
-    # A repository around it that does not hold the project has nothing to tell of it.
-    if _git(root, "ls-files", "--error-unmatch", "dvc.yaml") is None:
-        return None
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", "dvc.yaml", "stages", "src")
-    return commit if commit is None or changed == "" else f"{commit}-dirty"
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git answers; `None` if it fails or is not there."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

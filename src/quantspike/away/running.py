@@ -1,0 +1,411 @@
+"""Chains run on a bare machine, one after the other within a time limit, each packed as soon as it is finished.
+
+The stage scripts do the work, in processes of their own. What they write lies in a working folder outside data/ and
+metrics/ of the project, so that nothing here is mistaken for results of DVC. A stage is done if its record says that
+its command, params and inputs were those of now and its files are still what it wrote; so the same command goes on
+where an earlier one ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from quantspike.away.packing import find_packs, read_pack, write_pack
+from quantspike.away.pipeline import STAGES, FileHash, Stage, hash_path, params_of, stages_of
+from quantspike.away.provenance import FILE, Provenance, StageRecord, differences, parse_provenance, record_differences
+from quantspike.commits import head_commit
+from quantspike.data import NAMES
+from quantspike.errors import QuantspikeError
+from quantspike.files import read_json, write_text
+from quantspike.operations import macs
+from quantspike.params import Params, Precision
+from quantspike.paths import Chain
+from quantspike.stopping import StopRequest, stop_requests
+
+GRACE = 30.0
+"""Seconds from the request to stop until a stage is killed: time for a training to end its step and save its state."""
+
+MARGIN = 1.1
+"""By which the time left must exceed an estimate for a chain to be begun."""
+
+_OFFICIAL_ARCHIVE = "data/downloads/cifar-10-python.tar.gz"
+"""Where the source `cifar10` keeps the official archive."""
+
+_POLL = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of a piece of work.
+
+    Attributes:
+        params: all of params.yaml.
+        params_file: where it lies, in the project's folder.
+        work: folder for what the stages write.
+        out: folder for packs.
+        minutes: after which nothing runs on, but for what saving takes.
+        done: folders with packs of chains that need not run.
+        source: archive of images, for a machine that cannot download them.
+        commit: of the code, where git cannot tell.
+    """
+
+    params: Params
+    params_file: Path
+    work: Path
+    out: Path
+    minutes: float
+    done: tuple[Path, ...] = ()
+    source: Path | None = None
+    commit: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """The project's folder."""
+        return self.params_file.parent
+
+
+@dataclass
+class Report:
+    """What became of the chains, by their keys; `left` is what was not begun or not finished."""
+
+    finished: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class _Cut(Exception):
+    """Time is up, or a signal has come; a training has saved its state."""
+
+
+class _Failed(Exception):
+    """A stage has ended with an error of its own, which it has printed."""
+
+
+def order(
+    profile: str, models: Sequence[str], precisions: Sequence[Precision], seeds: Sequence[int], work: Path
+) -> list[Chain]:
+    """The chains in the order of their worth: all networks and k of one seed, then of the next."""
+    return [Chain(profile, model, k, seed, work) for seed in seeds for model in models for k in precisions]
+
+
+def run_chains(job: Job, chains: Sequence[Chain], say: Callable[[str], None] = print) -> Report:
+    """Runs chains within the time, and packs each that is finished.
+
+    A chain is begun only if it is the first, or is estimated to fit into what is left, by the chains that ran before
+    it and their multiply-accumulates.
+
+    Args:
+        job: what is asked for.
+        chains: in order, with the working folder as their root.
+        say: is given lines for people to read.
+
+    Raises:
+        QuantspikeError: another process works in the folder, or the images or files cannot be had.
+    """
+    end = time.monotonic() + job.minutes * 60
+    report, speeds = Report(), _Speeds(job.params)
+    with _sole_worker(job.work), stop_requests() as request:
+        worker = _Worker(job, request, end, say)
+        to_do = list(chains)
+        try:
+            worker.prepare(chains)
+            report.skipped = [chain.key for chain in chains if worker.is_done(chain)]
+            to_do = [chain for chain in chains if chain.key not in report.skipped]
+            while to_do and _fits(to_do[0], speeds.estimate(to_do[0]), end - time.monotonic(), say):
+                start = time.monotonic()
+                try:
+                    if worker.run(to_do[0]):
+                        speeds.measured(to_do[0], time.monotonic() - start)
+                    report.finished.append(to_do.pop(0).key)
+                except _Failed as error:
+                    say(f"{to_do[0].key}: {error}")
+                    report.failed.append(to_do.pop(0).key)
+        except _Cut as cut:
+            say(f"{cut}; the same command goes on from there, on this machine")
+        report.left = [chain.key for chain in to_do]
+    for text, keys in (("failed", report.failed), ("left for another time", report.left)):
+        if keys:
+            say(f"{text}: {', '.join(keys)}")
+    return report
+
+
+class _Speeds:
+    """Estimates from what was measured: the slowest chain counts, per multiply-accumulate."""
+
+    def __init__(self, params: Params) -> None:
+        self._params, self._seconds_per_mac = params, 0.0
+
+    def measured(self, chain: Chain, seconds: float) -> None:
+        self._seconds_per_mac = max(self._seconds_per_mac, seconds / self._macs(chain))
+
+    def estimate(self, chain: Chain) -> float | None:
+        """Seconds for a chain; `None` before there is anything to tell it from."""
+        return self._seconds_per_mac * self._macs(chain) or None
+
+    def _macs(self, chain: Chain) -> int:
+        return macs(self._params.architecture(chain.profile, chain.model))
+
+
+class _Worker:
+    """Runs stages for a job until its end."""
+
+    def __init__(self, job: Job, request: StopRequest, end: float, say: Callable[[str], None]) -> None:
+        self._job, self._request, self._end, self._say = job, request, end, say
+
+    def prepare(self, chains: Sequence[Chain]) -> None:
+        """Gets params and images ready, which all chains of a profile share.
+
+        Raises:
+            QuantspikeError: the images cannot be had, or are not those of dvc.lock.
+            _Cut: no time was left.
+        """
+        job = self._job
+        find_packs(job.done)  # a folder that is not there is told of before hours of work
+        write_text(job.work / "params.yaml", job.params_file.read_text(encoding="utf-8"))
+        for chain in {chain.profile: chain for chain in chains}.values():
+            _bring_images(job, chain.profile)
+            try:
+                record, _ = self._stage(chain, self._stages(chain)[0], {})
+            except _Failed as error:
+                raise QuantspikeError(f"there are no images: {error}") from None
+            _check_images(job, chain.profile, record)
+
+    def is_done(self, chain: Chain) -> bool:
+        """Whether a chain is packed or adopted already, and was made as it would be now."""
+        job = self._job
+        adopted = Chain(chain.profile, chain.model, chain.k, chain.seed, job.root).metrics / FILE
+        found: list[tuple[str, Provenance]] = []
+        if adopted.is_file():
+            found.append((str(adopted), parse_provenance(adopted.read_bytes(), str(adopted))))
+        for folder in (*job.done, job.out):
+            if folder.is_dir() and (parts := find_packs([folder]).get(chain.key)):
+                found.append((str(parts[0]), read_pack(parts).provenance))
+        for place, provenance in found:
+            stale = differences(provenance, job.params_file, job.work)
+            if not stale:
+                self._say(f"{chain.key}: done already, see {place}")
+                return True
+            self._say(f"{chain.key}: {place} was made otherwise ({stale[0]}), so the chain runs again")
+        return False
+
+    def run(self, chain: Chain) -> bool:
+        """Runs the stages of a chain that are not done yet, and packs it; whether all but the first had to run.
+
+        Raises:
+            _Cut: time is up, or a signal has come.
+            _Failed: a stage has failed.
+        """
+        job = self._job
+        records: dict[str, StageRecord] = {}
+        written: dict[str, FileHash] = {}
+        ran: list[bool] = []
+        for stage in self._stages(chain):
+            records[stage.name], new = self._stage(chain, stage, written)
+            written |= records[stage.name].outputs
+            ran.append(new)
+        provenance = Provenance(
+            profile=chain.profile,
+            model=chain.model,
+            k=chain.k,
+            seed=chain.seed,
+            commit=job.commit or head_commit(job.root),
+            machine=_machine(chain),
+            stages=records,
+        )
+        parts = write_pack(job.out, provenance, job.work)
+        size = sum(path.stat().st_size for path in parts)
+        self._say(f"{chain.key} is finished: {', '.join(path.name for path in parts)}, {size / 2**20:.1f} MiB")
+        return all(ran[1:])
+
+    def _stages(self, chain: Chain) -> list[Stage]:
+        return stages_of(Chain(chain.profile, chain.model, chain.k, chain.seed, self._job.root))
+
+    def _stage(self, chain: Chain, stage: Stage, written: dict[str, FileHash]) -> tuple[StageRecord, bool]:
+        """The record of a stage, which runs unless it is done already; and whether it ran."""
+        owner = chain.profile if stage.name == STAGES[0] else chain.key
+        path = self._job.work / "records" / f"{owner}.{stage.name}.json"
+        if record := self._done_before(path, stage, written):
+            return record, False
+        record = self._run_stage(chain, stage)
+        write_text(path, record.model_dump_json(indent=2) + "\n")
+        return record, True
+
+    def _done_before(self, path: Path, stage: Stage, written: dict[str, FileHash]) -> StageRecord | None:
+        """A record that says what is so now: of command, params, inputs and outputs."""
+        job = self._job
+        try:
+            record = StageRecord.model_validate_json(path.read_bytes())
+            outputs = {output: hash_path(job.work / output) for output in stage.outputs}
+        except (OSError, ValueError):
+            return None
+        same = record.outputs == outputs
+        return record if same and not record_differences(record, stage, written, job.params_file, job.work) else None
+
+    def _run_stage(self, chain: Chain, stage: Stage) -> StageRecord:
+        """Runs a stage to its end, or removes what it wrote; states to go on from stay."""
+        job, request, end = self._job, self._request, self._end
+        if request.signal or time.monotonic() >= end:
+            raise _Cut(f"no time was left for {stage.address}")
+        params = params_of(stage, job.params_file)
+        inputs = {path: hash_path((job.root if path in stage.code else job.work) / path) for path in stage.inputs}
+        _remove_outputs(job, stage)
+        started, start = datetime.now(UTC), time.monotonic()
+        self._say(f"{stage.address} begins, {(end - start) / 60:.1f} minutes are left")
+        status, asked = _watch(_start(job, stage), request, end)
+        if status != 0:
+            _remove_outputs(job, stage)
+            if asked:
+                raise _Cut(f"{stage.address} was stopped by {'a signal' if request.signal else 'the limit'}")
+            raise _Failed(f"{stage.name} failed with exit status {status}, what it printed tells why")
+        return StageRecord(
+            command=stage.command,
+            params=params,
+            inputs=inputs,
+            outputs={path: hash_path(job.work / path) for path in stage.outputs},
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - start, 1),
+        )
+
+
+@contextmanager
+def _sole_worker(folder: Path) -> Iterator[None]:
+    """Holds the lock of a working folder, which the operating system releases when its holder dies."""
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise QuantspikeError(
+            f"another process works in {folder} already: wait for it, or name another folder with --work"
+        ) from None
+    except OSError as error:
+        raise QuantspikeError(f"{folder / 'lock'} cannot be locked: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fits(chain: Chain, estimate: float | None, left: float, say: Callable[[str], None]) -> bool:
+    """Whether a chain is to be begun; the first one is, as nothing is known of it."""
+    if estimate is None or estimate * MARGIN <= left:
+        return True
+    say(f"{chain.key} is not begun: it may take {estimate / 60:.1f} minutes, {max(0.0, left) / 60:.1f} are left")
+    return False
+
+
+def _machine(chain: Chain) -> dict[str, str | int | float | bool]:
+    """Device and versions that the network was trained with, as its results have them."""
+    made_with = read_json(chain.metrics / "ann.json")["made_with"]
+    return {name: value for name, value in made_with.items() if name != "settings"}
+
+
+def _bring_images(job: Job, profile: str) -> None:
+    """Links images into the working folder, since the sources in params.yaml start from there."""
+    sources = job.params.profiles[profile].data.source
+    places = [_OFFICIAL_ARCHIVE if source == "cifar10" else source for source in sources if source != "digits"]
+    relative = [place for place in places if place not in NAMES and not Path(place).expanduser().is_absolute()]
+    for place in relative:
+        if (job.root / place).exists():
+            _link(job.root / place, job.work / place)
+    if job.source is None:
+        return
+    fitting = [place for place in relative if Path(place).name == job.source.name]
+    if not fitting:
+        raise QuantspikeError(
+            f"--source {job.source} is none of the images that profiles.{profile}.data.source in {job.params_file} "
+            f"names ({', '.join(sources)}): add a path that ends in {job.source.name}, such as "
+            f"[data/{job.source.name}, {sources[-1]}], here and at home, so that results can be adopted there"
+        )
+    if not job.source.exists():
+        raise QuantspikeError(f"--source {job.source} is not there")
+    _link(job.source, job.work / fitting[0])
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.absolute())
+
+
+def _start(job: Job, stage: Stage) -> subprocess.Popen[bytes]:
+    words = shlex.split(stage.command)
+    interpreter = [sys.executable] if words[0] == "python" else [words[0]]
+    paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {
+        # Absolute, since the stage runs in the project's folder.
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path),
+        "QUANTSPIKE_TRACKING": "off",
+    }
+    command = [*interpreter, *words[1:], "--params", os.path.abspath(job.work / "params.yaml")]
+    sys.stdout.flush()
+    try:
+        return subprocess.Popen(command, cwd=job.root, env=environment)
+    except OSError as error:
+        raise QuantspikeError(f"{stage.address} cannot be started: {error}") from error
+
+
+def _watch(process: subprocess.Popen[bytes], request: StopRequest, end: float) -> tuple[int, bool]:
+    """Waits for a process, asks it to stop when time is up or a signal has come, and kills it if it does not.
+
+    Returns:
+        Its exit status, and whether it was asked to stop.
+    """
+    asked: float | None = None
+    try:
+        while True:
+            try:
+                return process.wait(_POLL), asked is not None or bool(request.signal)
+            except subprocess.TimeoutExpired:
+                now = time.monotonic()
+            if asked is None and (request.signal or now >= end):
+                asked = now
+                process.terminate()
+            elif asked is not None and now - asked > GRACE:
+                process.kill()
+    finally:
+        # A second Ctrl-C leaves nothing at work.
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _remove_outputs(job: Job, stage: Stage) -> None:
+    """Deletes what a stage writes, half-written files too, as DVC does before a stage runs."""
+    for output in stage.outputs:
+        path = job.work / output
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+
+
+def _check_images(job: Job, profile: str, record: StageRecord) -> None:
+    """Whether the images are those of dvc.lock, if that knows them: results from others could not be adopted."""
+    try:
+        content = yaml.safe_load((job.root / "dvc.lock").read_text(encoding="utf-8"))
+        expected = {out["path"]: out["md5"] for out in content["stages"][f"{STAGES[0]}@{profile}"]["outs"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return
+    for path, found in record.outputs.items():
+        if found.md5 != expected.get(path, found.md5):
+            raise QuantspikeError(
+                f"{path} has MD5 {found.md5} here, but {expected[path]} in dvc.lock: results from these images could "
+                "not be adopted. If the images are the same, another Pillow decodes them otherwise: take the version "
+                "of the machine that wrote dvc.lock"
+            )

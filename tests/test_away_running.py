@@ -1,0 +1,210 @@
+"""Chains within a time limit: their order, what is cut, what goes on, what need not run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from away_projects import PARAMS, grid, make_job, make_project, ran
+from quantspike.away import running
+from quantspike.away.packing import read_pack
+from quantspike.away.running import order, run_chains
+from quantspike.errors import QuantspikeError
+
+CHAIN_STAGES = ("train", "finetune", "evaluate", "convert", "simulate")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_project(tmp_path / "project")
+
+
+def edit(project: Path, place: str, value: object) -> None:
+    """Changes a value of params.yaml."""
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    *sections, name = place.split(".")
+    section = content
+    for part in sections:
+        section = section[part]
+    section[name] = value
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+def end_time_once_a_stage_waits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps beyond every limit as soon as `train` is at work, however slow this machine is."""
+    clock = time.monotonic
+    waits = project / "waits.txt"
+    monkeypatch.setattr(running.time, "monotonic", lambda: clock() + (1000 if waits.exists() else 0))
+
+
+def packs(project: Path) -> list[str]:
+    return sorted(path.name for path in (project / "build" / "packs").glob("*"))
+
+
+def test_chains_run_in_the_order_that_is_asked_for_and_each_leaves_a_pack(project: Path) -> None:
+    report = run_chains(make_job(project), grid(project))
+    names = ["small-1-0", "small-fp32-0", "large-1-0", "large-fp32-0"]
+    assert report.finished == [f"demo-{name}" for name in names]
+    assert ran(project) == ["download demo", *(f"{stage} {name}" for name in names for stage in CHAIN_STAGES)]
+    assert packs(project) == sorted(f"demo-{name}.tar.gz" for name in names)
+    assert not (project / "data").exists()  # the project's own folders are DVC's
+    assert not (project / "metrics").exists()
+
+
+def test_networks_come_before_seeds_and_precisions_before_networks() -> None:
+    chains = order("paper", ["cnn1", "cnn2"], [1, "fp32"], [0, 7], Path("work"))
+    assert [chain.name for chain in chains] == [
+        f"{model}-{k}-{seed}" for seed in (0, 7) for model in ("cnn1", "cnn2") for k in (1, "fp32")
+    ]
+
+
+def test_a_second_call_skips_what_is_packed_there_or_elsewhere(project: Path, tmp_path: Path) -> None:
+    chains = grid(project)
+    run_chains(make_job(project), chains[:2])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    packed = project / "build" / "packs" / "demo-small-1-0.tar.gz"
+    packed.rename(elsewhere / packed.name)
+    (project / "ran.txt").unlink()
+    report = run_chains(make_job(project, done=(elsewhere,)), chains[:3])
+    assert report.skipped == ["demo-small-1-0", "demo-small-fp32-0"]
+    assert report.finished == ["demo-large-1-0"]
+    assert ran(project) == [f"{stage} large-1-0" for stage in CHAIN_STAGES]
+    assert packs(project) == ["demo-large-1-0.tar.gz", "demo-small-fp32-0.tar.gz"]
+
+
+def test_a_pack_made_with_other_params_is_said_to_be_so_and_made_anew(project: Path) -> None:
+    chains = grid(project)[:1]
+    run_chains(make_job(project), chains)
+    edit(project, "profiles.demo.convert.weight_bits", 8)
+    (project / "ran.txt").unlink()
+    said: list[str] = []
+    assert run_chains(make_job(project), chains, said.append).finished == ["demo-small-1-0"]
+    assert "was made otherwise (profiles.demo.convert.weight_bits is 8 here, 12 there)" in said[0]
+    # What does not depend on it is not run again; the network comes out the same, so neither is simulate.
+    assert ran(project) == ["convert small-1-0"]
+
+
+def test_time_that_is_up_stops_a_training_which_leaves_nothing_but_its_state_and_goes_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "slow.txt").touch()
+    end_time_once_a_stage_waits(project, monkeypatch)
+    said: list[str] = []
+    report = run_chains(make_job(project), grid(project)[:2], said.append)
+    assert report.left == ["demo-small-1-0", "demo-small-fp32-0"]
+    assert any(line.startswith("train@demo-small-1-0 was stopped by the limit; the same command") for line in said)
+    assert said[-1] == "left for another time: demo-small-1-0, demo-small-fp32-0"
+    assert packs(project) == []
+    assert list((project / "build" / "away" / "metrics").rglob("*.csv")) == []  # .train.csv.x1y2.csv neither
+    assert (project / "build" / "away" / "data" / "resume" / "demo-small-1-0").read_text() == "state"
+    assert run_chains(make_job(project), grid(project)[:1]).finished == ["demo-small-1-0"]
+    assert ran(project).count("train small-1-0") == 2
+
+
+def test_a_stage_that_does_not_stop_is_killed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "GRACE", 0.2)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    waits = f"open({str(project / 'waits.txt')!r}, 'w')"
+    (project / "stages" / "train.py").write_text(f"import signal, time\n{deaf}\n{waits}\ntime.sleep(60)\n")
+    end_time_once_a_stage_waits(project, monkeypatch)
+    start = time.perf_counter()
+    report = run_chains(make_job(project), grid(project)[:1])
+    assert report.left == ["demo-small-1-0"]
+    assert time.perf_counter() - start < 30
+
+
+def test_a_signal_stops_the_stage_and_all_that_would_follow(project: Path) -> None:
+    (project / "slow.txt").touch()
+
+    def interrupt() -> None:
+        while not (project / "waits.txt").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    said: list[str] = []
+    report = run_chains(make_job(project), grid(project), said.append)
+    assert len(report.left) == 4
+    assert any("train@demo-small-1-0 was stopped by a signal" in line for line in said)
+
+
+def test_a_chain_that_would_not_fit_is_not_begun(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 8C3-P2-16 on 8 x 8: 8 * 4 * 4 neurons of P2 times 8 * 2 * 2 inputs, 16 neurons of the head times 8 * 4 * 4, and
+    # 16 * 10 of the classifier make 6,304; 32C3-P2-64 has 65,536 + 32,768 + 640 = 98,944, 15.7 times as many.
+    chains = grid(project)
+    clock = time.monotonic
+    shift = 0.0
+
+    def run(worker: object, chain: object) -> bool:
+        nonlocal shift
+        shift += 20.0  # each takes twenty seconds
+        return True
+
+    monkeypatch.setattr(running._Worker, "run", run)
+    monkeypatch.setattr(running.time, "monotonic", lambda: clock() + shift)
+    said: list[str] = []
+    report = run_chains(make_job(project, minutes=2.0), chains, said.append)
+    # After two of 20 s the larger one is estimated at 15.7 * 20 s = 5.2 minutes.
+    assert report.finished == ["demo-small-1-0", "demo-small-fp32-0"]
+    assert report.left == ["demo-large-1-0", "demo-large-fp32-0"]
+    assert any(line.startswith("demo-large-1-0 is not begun: it may take 5.") for line in said)
+    shift = 0.0
+    everything = run_chains(make_job(project, minutes=60.0), chains)
+    assert everything.left == []
+
+
+def test_a_chain_that_fails_leaves_no_pack_and_the_others_run(project: Path) -> None:
+    (project / "fails.txt").write_text("finetune small-1-0")
+    said: list[str] = []
+    report = run_chains(make_job(project), grid(project)[:2], said.append)
+    assert (report.failed, report.finished) == (["demo-small-1-0"], ["demo-small-fp32-0"])
+    assert "demo-small-1-0: finetune failed with exit status 1, what it printed tells why" in said
+    assert packs(project) == ["demo-small-fp32-0.tar.gz"]
+
+
+def test_images_that_are_not_those_of_dvc_lock_are_refused_before_anything_is_trained(project: Path) -> None:
+    outs = [{"path": "data/demo/images.safetensors", "md5": "0" * 32}]
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"download@demo": {"outs": outs}}}))
+    with pytest.raises(QuantspikeError, match=r"images\.safetensors has MD5 .* here, but 0{32} in dvc\.lock"):
+        run_chains(make_job(project), grid(project))
+    assert ran(project) == ["download demo"]
+
+
+def test_an_archive_is_put_where_the_params_look_for_it_or_refused(project: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "photos.zip"
+    archive.write_text("zip")
+    with pytest.raises(QuantspikeError, match=r"photos\.zip is none of the images .* names \(digits\): add a path"):
+        run_chains(make_job(project, source=archive), grid(project)[:1])
+    edit(project, "profiles.demo.data.source", ["data/photos.zip", "cifar10"])
+    run_chains(make_job(project, source=archive), grid(project)[:1])
+    assert (project / "build" / "away" / "data" / "photos.zip").read_text() == "zip"
+
+
+def test_two_at_once_in_one_folder_are_refused(project: Path) -> None:
+    with (
+        running._sole_worker(project / "build" / "away"),
+        pytest.raises(QuantspikeError, match="another process works in"),
+    ):
+        run_chains(make_job(project), grid(project))
+
+
+def test_the_provenance_names_all_that_led_to_the_results(project: Path) -> None:
+    run_chains(make_job(project, commit="abc-dirty"), grid(project)[:1])
+    provenance = read_pack([project / "build" / "packs" / "demo-small-1-0.tar.gz"]).provenance
+    assert provenance.commit == "abc-dirty"
+    assert provenance.machine == {"arithmetic": "bf16", "device": "some GPU", "processes": 1, "torch": "2.11"}
+    train = provenance.stages["train"]
+    assert train.command == "python stages/train.py --profile demo --model small --k 1 --seed 0"
+    assert train.params["profiles.demo.train"] == PARAMS["profiles"]["demo"]["train"]
+    assert "src/quantspike/training.py" in train.inputs
+    assert (
+        provenance.stages["finetune"].inputs["data/demo/small-1-0/train.safetensors"]
+        == (train.outputs["data/demo/small-1-0/train.safetensors"])
+    )
