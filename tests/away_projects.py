@@ -53,7 +53,8 @@ if stage == "download":
     write(root / "data" / options.profile / "images.safetensors", (project / "images.txt").read_text())
 elif stage in ("train", "finetune"):
     write(data / f"{stage}.safetensors", f"weights of {chain} after {stage}")
-    write(metrics / f"{stage}.csv", "epoch,test_accuracy\\n1,0.5\\n")
+    accuracy = (project / "accuracy.txt").read_text()
+    write(metrics / f"{stage}.csv", f"epoch,test_accuracy\\n1,{accuracy}\\n")
 elif stage == "evaluate":
     write(data / "evaluate.safetensors", "scores")
     made_with = {"settings": {}, "arithmetic": "bf16", "device": "some GPU", "processes": 1, "torch": "2.11"}
@@ -100,6 +101,7 @@ def make_project(folder: Path) -> Path:
             shutil.copy(PROJECT / name, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     (folder / "images.txt").write_text("images")
+    (folder / "accuracy.txt").write_text("0.5")
     return folder
 
 

@@ -79,6 +79,19 @@ def test_a_second_call_skips_what_is_packed_there_or_elsewhere(project: Path, tm
     assert packs(project) == ["demo-large-1-0.tar.gz", "demo-small-fp32-0.tar.gz"]
 
 
+def test_a_pack_that_a_kill_left_unfinished_is_made_again(project: Path) -> None:
+    chains, out = grid(project)[:1], project / "build" / "packs"
+    run_chains(make_job(project), chains)
+    whole = (out / "demo-small-1-0.tar.gz").read_bytes()
+    (out / "demo-small-1-0.tar.gz").rename(out / "demo-small-1-0.tar.gz.1of2")
+    (out / ".demo-small-1-0.tar.gz.2of2.x1y2.2of2").write_text("half")
+    (project / "ran.txt").unlink()
+    assert run_chains(make_job(project), chains).finished == ["demo-small-1-0"]
+    assert packs(project) == ["demo-small-1-0.tar.gz"]
+    assert (out / "demo-small-1-0.tar.gz").read_bytes() == whole
+    assert ran(project) == []  # all stages are done
+
+
 def test_a_pack_made_with_other_params_is_said_to_be_so_and_made_anew(project: Path) -> None:
     chains = grid(project)[:1]
     run_chains(make_job(project), chains)

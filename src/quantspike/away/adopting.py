@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,20 +169,15 @@ def _locked_project(root: Path) -> Iterator[Repo]:
         from dvc.repo import Repo, lock_repo
     except ModuleNotFoundError as error:
         raise QuantspikeError(f"results are adopted where DVC is installed ({error}): run `make setup`") from error
-    try:
-        repo = Repo(str(root))
-    except DvcException as error:
-        raise QuantspikeError(f"{root.absolute()} cannot be opened by DVC: {error}") from error
-    with repo:
+    with ExitStack() as stack:
         try:
-            lock = lock_repo(repo)
-            lock.__enter__()
+            repo = stack.enter_context(Repo(str(root)))
+            stack.enter_context(lock_repo(repo))
         except LockError as error:
             raise QuantspikeError(f"another command of DVC is at work here: wait for it ({error})") from error
-        try:
-            yield repo
-        finally:
-            lock.__exit__(None, None, None)
+        except DvcException as error:
+            raise QuantspikeError(f"{root.absolute()} cannot be opened by DVC: {error}") from error
+        yield repo
 
 
 @contextmanager

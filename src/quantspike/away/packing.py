@@ -16,8 +16,8 @@ from quantspike.away.provenance import FILE, Provenance, parse_provenance
 from quantspike.errors import QuantspikeError
 from quantspike.files import atomic_path
 
-PART = 15 * 2**20
-"""Bytes of a file at most; the machines in mind hand back 16 MiB."""
+PART = 16 * 2**20 - 2**16
+"""Bytes of a file at most; the machines in mind hand back files of 16 MiB."""
 
 _PACK = re.compile(r"(?P<key>.+)\.tar\.gz(?:\.(?P<part>[0-9]+)of(?P<parts>[0-9]+))?")
 
@@ -96,6 +96,24 @@ def find_packs(places: Sequence[Path]) -> dict[str, list[Path]]:
     for key, files in packs.items():
         _check_parts(key, files)
     return packs
+
+
+def find_pack(folder: Path, key: str) -> list[Path]:
+    """The files of the pack of one chain in a folder, in the order of parts; none if there is no such pack.
+
+    Raises:
+        QuantspikeError: it lacks a part.
+    """
+    files = _packs(folder.glob(f"{key}.tar.gz*")).get(key, [])
+    if files:
+        _check_parts(key, files)
+    return files
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Deletes what a killed process has left of packs that it was writing; nothing else may be writing there."""
+    for path in folder.glob(".*.tar.gz*"):
+        path.unlink(missing_ok=True)
 
 
 def read_pack(parts: Sequence[Path]) -> Pack:

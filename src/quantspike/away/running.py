@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
-from quantspike.away.packing import find_packs, read_pack, write_pack
+from quantspike.away.images import bring_images, check_images
+from quantspike.away.packing import clear_unfinished, find_pack, find_packs, read_pack, write_pack
 from quantspike.away.pipeline import STAGES, FileHash, Stage, hash_path, params_of, stages_of
 from quantspike.away.provenance import FILE, Provenance, StageRecord, differences, parse_provenance, record_differences
 from quantspike.commits import head_commit
-from quantspike.data import NAMES
 from quantspike.errors import QuantspikeError
 from quantspike.files import read_json, write_text
 from quantspike.operations import macs
@@ -40,9 +39,6 @@ GRACE = 30.0
 
 MARGIN = 1.1
 """By which the time left must exceed an estimate for a chain to be begun."""
-
-_OFFICIAL_ARCHIVE = "data/downloads/cifar-10-python.tar.gz"
-"""Where the source `cifar10` keeps the official archive."""
 
 _POLL = 0.1
 
@@ -175,14 +171,15 @@ class _Worker:
         """
         job = self._job
         find_packs(job.done)  # a folder that is not there is told of before hours of work
+        clear_unfinished(job.out)
         write_text(job.work / "params.yaml", job.params_file.read_text(encoding="utf-8"))
         for chain in {chain.profile: chain for chain in chains}.values():
-            _bring_images(job, chain.profile)
+            bring_images(job.params, chain.profile, job.root, job.work, job.source)
             try:
                 record, _ = self._stage(chain, self._stages(chain)[0], {})
             except _Failed as error:
                 raise QuantspikeError(f"there are no images: {error}") from None
-            _check_images(job, chain.profile, record)
+            check_images(chain.profile, job.root, record)
 
     def is_done(self, chain: Chain) -> bool:
         """Whether a chain is packed or adopted already, and was made as it would be now."""
@@ -192,8 +189,13 @@ class _Worker:
         if adopted.is_file():
             found.append((str(adopted), parse_provenance(adopted.read_bytes(), str(adopted))))
         for folder in (*job.done, job.out):
-            if folder.is_dir() and (parts := find_packs([folder]).get(chain.key)):
-                found.append((str(parts[0]), read_pack(parts).provenance))
+            try:
+                if parts := find_pack(folder, chain.key):
+                    found.append((str(parts[0]), read_pack(parts).provenance))
+            except QuantspikeError as error:
+                if folder != job.out:
+                    raise
+                self._say(f"{chain.key}: {error}, or let it be packed again now")
         for place, provenance in found:
             stale = differences(provenance, job.params_file, job.work)
             if not stale:
@@ -258,12 +260,12 @@ class _Worker:
     def _run_stage(self, chain: Chain, stage: Stage) -> StageRecord:
         """Runs a stage to its end, or removes what it wrote; states to go on from stay."""
         job, request, end = self._job, self._request, self._end
-        if request.signal or time.monotonic() >= end:
-            raise _Cut(f"no time was left for {stage.address}")
         params = params_of(stage, job.params_file)
         inputs = {path: hash_path((job.root if path in stage.code else job.work) / path) for path in stage.inputs}
         _remove_outputs(job, stage)
         started, start = datetime.now(UTC), time.monotonic()
+        if request.signal or start >= end:
+            raise _Cut(f"no time was left for {stage.address}")
         self._say(f"{stage.address} begins, {(end - start) / 60:.1f} minutes are left")
         status, asked = _watch(_start(job, stage), request, end)
         if status != 0:
@@ -312,34 +314,6 @@ def _machine(chain: Chain) -> dict[str, str | int | float | bool]:
     """Device and versions that the network was trained with, as its results have them."""
     made_with = read_json(chain.metrics / "ann.json")["made_with"]
     return {name: value for name, value in made_with.items() if name != "settings"}
-
-
-def _bring_images(job: Job, profile: str) -> None:
-    """Links images into the working folder, since the sources in params.yaml start from there."""
-    sources = job.params.profiles[profile].data.source
-    places = [_OFFICIAL_ARCHIVE if source == "cifar10" else source for source in sources if source != "digits"]
-    relative = [place for place in places if place not in NAMES and not Path(place).expanduser().is_absolute()]
-    for place in relative:
-        if (job.root / place).exists():
-            _link(job.root / place, job.work / place)
-    if job.source is None:
-        return
-    fitting = [place for place in relative if Path(place).name == job.source.name]
-    if not fitting:
-        raise QuantspikeError(
-            f"--source {job.source} is none of the images that profiles.{profile}.data.source in {job.params_file} "
-            f"names ({', '.join(sources)}): add a path that ends in {job.source.name}, such as "
-            f"[data/{job.source.name}, {sources[-1]}], here and at home, so that results can be adopted there"
-        )
-    if not job.source.exists():
-        raise QuantspikeError(f"--source {job.source} is not there")
-    _link(job.source, job.work / fitting[0])
-
-
-def _link(target: Path, link: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.absolute())
 
 
 def _start(job: Job, stage: Stage) -> subprocess.Popen[bytes]:
@@ -393,19 +367,3 @@ def _remove_outputs(job: Job, stage: Stage) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
-
-
-def _check_images(job: Job, profile: str, record: StageRecord) -> None:
-    """Whether the images are those of dvc.lock, if that knows them: results from others could not be adopted."""
-    try:
-        content = yaml.safe_load((job.root / "dvc.lock").read_text(encoding="utf-8"))
-        expected = {out["path"]: out["md5"] for out in content["stages"][f"{STAGES[0]}@{profile}"]["outs"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return
-    for path, found in record.outputs.items():
-        if found.md5 != expected.get(path, found.md5):
-            raise QuantspikeError(
-                f"{path} has MD5 {found.md5} here, but {expected[path]} in dvc.lock: results from these images could "
-                "not be adopted. If the images are the same, another Pillow decodes them otherwise: take the version "
-                "of the machine that wrote dvc.lock"
-            )
