@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -143,14 +144,52 @@ def test_other_results_stay_unless_they_are_to_be_replaced(project: Path, packs:
     assert "0.5" in (project / METRICS / "finetune.csv").read_text()
 
 
-def test_while_dvc_is_at_work_nothing_is_taken(project: Path, packs: Path) -> None:
+@pytest.mark.parametrize("lock", ["of the project", "of the outputs"])
+def test_while_dvc_is_at_work_nothing_is_taken(lock: str, project: Path, packs: Path) -> None:
     from dvc.repo import Repo, lock_repo
+    from dvc.rwlock import rwlock
 
     before = files(project)
-    with (
-        Repo(str(project)) as repo,
-        lock_repo(repo),
-        pytest.raises(QuantspikeError, match="another command of DVC is at work here"),
-    ):
+    with Repo(str(project)) as repo, ExitStack() as held:
+        if lock == "of the project":
+            held.enter_context(lock_repo(repo))
+        else:  # which is all that `dvc repro` holds while a stage runs
+            outputs = [str(project / METRICS / "train.csv")]
+            held.enter_context(rwlock(repo.tmp_dir, repo.fs, "dvc repro", [], outputs, False))
+        with pytest.raises(QuantspikeError, match="another command of DVC is at work here"):
+            take(project, packs)
+    assert files(project) == before
+
+
+def test_what_cannot_be_put_in_its_place_leaves_everything_as_it_was(project: Path, packs: Path) -> None:
+    (project / "metrics" / "demo").mkdir(parents=True)
+    (project / "metrics" / "demo" / "small-fp32-0").write_text("a file in the place of the second chain's folder")
+    before = files(project)
+    with pytest.raises(QuantspikeError, match=r"dvc\.lock is as it was, the same command tries again"):
         take(project, packs)
     assert files(project) == before
+
+
+def test_a_broken_lock_file_is_named_and_nothing_is_taken(project: Path, packs: Path) -> None:
+    (project / "dvc.lock").write_text("<<<<<<< HEAD\n")
+    before = files(project)
+    with pytest.raises(QuantspikeError, match=r"DVC cannot work with .*/project as it is: .*dvc\.lock"):
+        take(project, packs)
+    assert files(project) == before
+
+
+def test_other_params_than_those_dvc_reads_are_refused(project: Path, packs: Path) -> None:
+    other = project / "other.yaml"
+    shutil.copy(project / "params.yaml", other)
+    with pytest.raises(QuantspikeError, match=r"DVC reads params\.yaml alone, .* not .*other\.yaml"):
+        adopt([packs], load_params(other), other)
+
+
+def test_stages_that_dvc_finds_changed_afterwards_are_named(
+    project: Path, packs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc.stage import PipelineStage
+
+    monkeypatch.setattr(PipelineStage, "changed", lambda stage, **_: stage.name.startswith("convert"))
+    with pytest.raises(QuantspikeError, match="DVC finds convert@demo-small-1-0, convert@demo-small-fp32-0 changed"):
+        take(project, packs)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from away_projects import grid, make_job, make_project
@@ -114,10 +118,50 @@ def test_a_pack_with_another_number_in_it_is_refused(packed: Path, tmp_path: Pat
         read_pack([altered(packed, tmp_path, change)])
 
 
-@pytest.mark.parametrize("name", ["stages/train.py", "metrics/demo/small-1-0/../../../params.yaml", "/tmp/file"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stages/train.py",
+        "metrics/demo/small-1-0/../../../params.yaml",
+        "metrics/demo/small-1-0/logs/../../../../params.yaml",
+        "/tmp/file",
+    ],
+)
 def test_a_pack_with_a_file_that_no_stage_wrote_is_refused(packed: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(QuantspikeError, match="which no stage of the chain wrote: it was altered"):
         read_pack([altered(packed, tmp_path, lambda contents: contents.update({name: b"x"}))])
+
+
+def test_a_link_in_a_pack_is_refused(packed: Path, tmp_path: Path) -> None:
+    name = "metrics/demo/small-1-0/snn.csv"
+    with tarfile.open(packed) as tar, tarfile.open(tmp_path / NAME, "w:gz") as other:
+        for member in tar:
+            if member.name == name:
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/passwd", 0
+            other.addfile(member, tar.extractfile(member) if member.isreg() else None)
+    with pytest.raises(QuantspikeError, match=r"is damaged \(metrics/demo/small-1-0/snn\.csv is no plain file\)"):
+        read_pack([tmp_path / NAME])
+
+
+def test_no_bit_that_is_flipped_goes_unnoticed(packed: Path, tmp_path: Path) -> None:
+    whole, read = packed.read_bytes(), read_pack([packed])
+    random = np.random.default_rng(0)
+    for place in random.integers(10, len(whole), 300):  # the first ten bytes are gzip's: date, system and the like
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(8)
+        (tmp_path / NAME).write_bytes(damaged)
+        with suppress(QuantspikeError):
+            assert read_pack([tmp_path / NAME]) == read
+
+
+def test_of_a_pack_in_two_folders_the_newest_is_taken(packed: Path, tmp_path: Path) -> None:
+    for age, name in ((100, "old"), (0, "new"), (200, "oldest")):
+        (tmp_path / name).mkdir()
+        copy = tmp_path / name / NAME
+        shutil.copy(packed, copy)
+        os.utime(copy, (1_700_000_000 - age,) * 2)
+    places = [tmp_path / name for name in ("old", "new", "oldest")]
+    assert find_packs(places) == {"demo-small-1-0": [tmp_path / "new" / NAME]}
 
 
 def test_a_pack_that_lacks_a_file_or_a_stage_is_refused(packed: Path, tmp_path: Path) -> None:

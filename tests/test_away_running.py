@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from away_projects import PARAMS, grid, make_job, make_project, ran
+from away_projects import PARAMS, PROJECT, grid, make_job, make_project, ran
 from quantspike.away import running
+from quantspike.away.__main__ import main
 from quantspike.away.packing import read_pack
 from quantspike.away.running import order, run_chains
 from quantspike.errors import QuantspikeError
@@ -148,29 +151,83 @@ def test_a_signal_stops_the_stage_and_all_that_would_follow(project: Path) -> No
     assert any("train@demo-small-1-0 was stopped by a signal" in line for line in said)
 
 
-def test_a_chain_that_would_not_fit_is_not_begun(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 8C3-P2-16 on 8 x 8: 8 * 4 * 4 neurons of P2 times 8 * 2 * 2 inputs, 16 neurons of the head times 8 * 4 * 4, and
-    # 16 * 10 of the classifier make 6,304; 32C3-P2-64 has 65,536 + 32,768 + 640 = 98,944, 15.7 times as many.
-    chains = grid(project)
-    clock = time.monotonic
-    shift = 0.0
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_a_stage_ends_with_the_command_that_is_killed(project: Path) -> None:
+    (project / "slow.txt").touch()
+    command = [sys.executable, "-m", "quantspike.away", "run", "--profile", "demo", "--model", "small", "--k", "1"]
+    environment = os.environ | {"PYTHONPATH": str(project / "src")}
+    with subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL) as process:
+        wait_for(project / "waits.txt")
+        process.kill()
+    state = project / "build" / "away" / "data" / "resume" / "demo-small-1-0"
+    wait_for(state)  # saved, as for any SIGTERM
+    assert run_chains(make_job(project), grid(project)[:1]).finished == ["demo-small-1-0"]
 
-    def run(worker: object, chain: object) -> bool:
-        nonlocal shift
-        shift += 20.0  # each takes twenty seconds
-        return True
 
-    monkeypatch.setattr(running._Worker, "run", run)
-    monkeypatch.setattr(running.time, "monotonic", lambda: clock() + shift)
-    said: list[str] = []
-    report = run_chains(make_job(project, minutes=2.0), chains, said.append)
-    # After two of 20 s the larger one is estimated at 15.7 * 20 s = 5.2 minutes.
-    assert report.finished == ["demo-small-1-0", "demo-small-fp32-0"]
-    assert report.left == ["demo-large-1-0", "demo-large-fp32-0"]
-    assert any(line.startswith("demo-large-1-0 is not begun: it may take 5.") for line in said)
-    shift = 0.0
-    everything = run_chains(make_job(project, minutes=60.0), chains)
-    assert everything.left == []
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < end, f"{path} does not come"
+        time.sleep(0.02)
+
+
+def test_a_stage_that_fails_by_itself_at_the_end_of_the_time_is_no_cut(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = f"open({str(project / 'waits.txt')!r}, 'w').close()"
+    fails = "signal.signal(signal.SIGTERM, lambda *_: sys.exit('out of memory'))"
+    (project / "stages" / "train.py").write_text(f"import signal, sys, time\n{fails}\n{waits}\ntime.sleep(60)\n")
+    end_time_once_a_stage_waits(project, monkeypatch)
+    assert run_chains(make_job(project), grid(project)[:1]).failed == ["demo-small-1-0"]
+
+
+def test_code_that_is_not_the_project_s_is_refused(project: Path) -> None:
+    with pytest.raises(
+        SystemExit, match=r"^error: this is the code in .*, not the project's: set PYTHONPATH=.*/project/"
+    ):
+        main(["--params", str(project / "params.yaml"), "run", "--profile", "demo", "--model", "small"])
+    assert ran(project) == []
+    running.check_code(PROJECT)
+
+
+def test_params_that_are_edited_meanwhile_are_not_those_that_are_recorded(project: Path) -> None:
+    chains = grid(project)[:1]
+
+    def edited_after_the_first_stage(line: str) -> None:
+        if line.startswith("train@"):
+            edit(project, "profiles.demo.convert.weight_bits", 8)
+
+    run_chains(make_job(project), chains, edited_after_the_first_stage)
+    pack = read_pack([project / "build" / "packs" / "demo-small-1-0.tar.gz"])
+    assert pack.provenance.stages["convert"].params["profiles.demo.convert"] == {"weight_bits": 12}
+
+
+def test_another_archive_of_the_same_name_is_read_again(project: Path, tmp_path: Path) -> None:
+    edit(project, "profiles.demo.data.source", ["data/photos.zip", "cifar10"])
+    archive = tmp_path / "photos.zip"
+    for content in ("one", "one", "another"):
+        archive.write_text(content)
+        run_chains(make_job(project, source=archive), grid(project)[:1])
+    assert ran(project).count("download demo") == 2
+
+
+def test_an_archive_is_never_taken_for_a_link(project: Path) -> None:
+    edit(project, "profiles.demo.data.source", ["data/photos.zip", "cifar10"])
+    archive = project / "data" / "photos.zip"
+    archive.parent.mkdir()
+    archive.write_text("zip")
+    run_chains(make_job(project, work=project), order("demo", ["small"], [1], [0], project))
+    assert (archive.is_symlink(), archive.read_text()) == (False, "zip")
+    other = project / "build" / "away" / "data" / "photos.zip"
+    other.parent.mkdir(parents=True)
+    other.write_text("another")
+    with pytest.raises(QuantspikeError, match=r"photos\.zip lies where images are to be linked"):
+        run_chains(make_job(project), grid(project)[:1])
+    assert other.read_text() == "another"
+
+
+def test_a_chain_that_is_named_twice_runs_once(project: Path) -> None:
+    assert run_chains(make_job(project), grid(project, k=(1, 1))[:2]).finished == ["demo-small-1-0"]
 
 
 def test_a_chain_that_fails_leaves_no_pack_and_the_others_run(project: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantspike.away.adopting import adopt
-from quantspike.away.running import Job, order, run_chains
+from quantspike.away.running import Job, check_code, order, run_chains
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params, Precision, check_precision, load_params
 
@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"adopted: {', '.join(adopted)}; `dvc repro --allow-missing` goes on from there")
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted: no half-written pack was left", file=sys.stderr)
+        print("interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
 
 
@@ -42,6 +44,7 @@ def _run(options: argparse.Namespace, params: Params) -> None:
     ):
         if unknown := [value for value in chosen if value not in known]:
             raise QuantspikeError(f"--{name} {unknown[0]} is not defined; {name}s has {', '.join(known)}")
+    check_code(options.params.parent)
     job = Job(
         params=params,
         params_file=options.params,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantspike.away.packing import Pack, find_packs, read_pack
-from quantspike.away.pipeline import STAGES, hash_path, stages_of
+from quantspike.away.pipeline import STAGES, FileHash, hash_path, stages_of
 from quantspike.away.provenance import FILE, Provenance, StageRecord, differences
 from quantspike.errors import QuantspikeError
 from quantspike.files import write_text
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
+_PARAMS = "params.yaml"
+"""The only params file that dvc.yaml knows."""
+
 
 def adopt(places: Sequence[Path], params: Params, params_file: Path, *, replace: bool = False) -> list[str]:
-    """Takes packs into the project, all of them or none.
+    """Takes packs into the project. What is refused is refused before any file of the project is touched.
 
     Args:
         places: packs, or folders of packs.
@@ -36,22 +39,26 @@ def adopt(places: Sequence[Path], params: Params, params_file: Path, *, replace:
 
     Raises:
         QuantspikeError: a pack is damaged; what made it is not what lies here; the project has other results; DVC is
-            not installed, or at work.
+            not installed, at work on these chains, or refuses them.
     """
     root = params_file.parent
+    if params_file.name != _PARAMS:
+        raise QuantspikeError(f"DVC reads {_PARAMS} alone, so that results are compared with it, not {params_file}")
     packs = [read_pack(parts) for parts in find_packs(places).values()]
     if not packs:
         raise QuantspikeError(f"there are no packs (<chain>.tar.gz) in {', '.join(map(str, places))}")
     grid = {chain.key for chain in chains(params)}
     for pack in packs:
         _check(pack.provenance, grid, params_file)
-    with _locked_project(root) as repo:
+    with _project(root) as repo, _sole_writer(packs, repo, root):
         if not replace:
             for pack in packs:
                 _check_nothing_else(pack.provenance, repo, root)
-        for pack in packs:
-            _unpack(pack, root)
-            _enter(pack, repo, root)
+        _unpack(packs, root)
+        _enter(packs, repo, root)
+    for pack in packs:  # last, since it says that the chain is there
+        text = pack.provenance.model_dump_json(indent=2) + "\n"
+        write_text(pack.provenance.chain(root).metrics / FILE, text)
     return [pack.provenance.chain(root).key for pack in packs]
 
 
@@ -86,50 +93,65 @@ def _check_nothing_else(provenance: Provenance, repo: Repo, root: Path) -> None:
         )
 
 
-def _unpack(pack: Pack, root: Path) -> None:
-    """Puts every file and folder in its place whole, and removes what is known by its hash alone."""
-    data = root / "data"
-    data.mkdir(exist_ok=True)
-    # Beside the results, since a rename is atomic only within one file system.
-    with _folder(data) as temporary:
-        for path, content in pack.files.items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_bytes(content)
-        for _, record in _own_stages(pack.provenance):
-            for output, found in record.outputs.items():
+def _unpack(packs: Sequence[Pack], root: Path) -> None:
+    """Puts every file and folder in its place whole, and removes what is known by its hash alone.
+
+    Everything is written beside its place first: until that is done, nothing that was there is touched.
+    """
+    ready: list[tuple[Path, Path | None]] = []
+    try:
+        try:
+            for pack, output, found in _outputs(packs):
                 target = root / output
                 if target.exists() and hash_path(target) == found:
                     continue
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-                if pack.holds(output):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    (temporary / output).replace(target)
-    text = pack.provenance.model_dump_json(indent=2) + "\n"
-    write_text(pack.provenance.chain(root).metrics / FILE, text)
+                beside = target.with_name(f".{target.name}.adopting") if pack.holds(output) else None
+                if beside is not None:
+                    _remove(beside)
+                    pack.write(output, beside)
+                ready.append((target, beside))
+            for target, beside in ready:
+                _remove(target)
+                if beside is not None:
+                    beside.replace(target)
+        finally:
+            for _, beside in ready:
+                if beside is not None:
+                    _remove(beside)
+    except OSError as error:
+        raise QuantspikeError(f"{error}: dvc.lock is as it was, the same command tries again") from error
 
 
-def _enter(pack: Pack, repo: Repo, root: Path) -> None:
-    """Has DVC write a chain's stages into dvc.lock, and asks it whether it then finds them unchanged."""
-    from dvc.exceptions import DvcException
+def _outputs(packs: Sequence[Pack]) -> Iterator[tuple[Pack, str, FileHash]]:
+    for pack in packs:
+        for _, record in _own_stages(pack.provenance):
+            for output, found in record.outputs.items():
+                yield pack, output, found
 
-    chain = pack.provenance.chain(root)
-    try:
-        stages = [_noted(_stage(repo, root, chain, name), record) for name, record in _own_stages(pack.provenance)]
-        stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
-        repo._reset()
-        changed = [
-            stage.addressing
-            for name, _ in _own_stages(pack.provenance)
-            if (stage := _stage(repo, root, chain, name)).changed(allow_missing=True)
-        ]
-    except DvcException as error:
-        raise QuantspikeError(
-            f"DVC refused {chain.key}: {error}; its files lie in place, the same command enters them again"
-        ) from error
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _enter(packs: Sequence[Pack], repo: Repo, root: Path) -> None:
+    """Has DVC write the chains' stages into dvc.lock, all at once, and asks it whether it then finds them unchanged."""
+    stages = [_noted(stage, record) for stage, record in _stages(packs, repo, root)]
+    stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+    repo._reset()
+    changed = [stage.name for stage, _ in _stages(packs, repo, root) if stage.changed(allow_missing=True)]
     if changed:
         raise QuantspikeError(
             f"DVC finds {', '.join(changed)} changed right after they were entered: `dvc status --verbose` tells why"
         )
+
+
+def _stages(packs: Sequence[Pack], repo: Repo, root: Path) -> Iterator[tuple[PipelineStage, StageRecord]]:
+    for pack in packs:
+        for name, record in _own_stages(pack.provenance):
+            yield _stage(repo, root, pack.provenance.chain(root), name), record
 
 
 def _noted(stage: PipelineStage, record: StageRecord) -> PipelineStage:
@@ -161,30 +183,30 @@ def _stage(repo: Repo, root: Path, chain: Chain, name: str) -> PipelineStage:
 
 
 @contextmanager
-def _locked_project(root: Path) -> Iterator[Repo]:
-    """DVC's view of the project, under the lock that keeps other commands of DVC out."""
+def _project(root: Path) -> Iterator[Repo]:
+    """DVC's view of the project, under the lock that keeps other commands of DVC from its files."""
     try:
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
         from dvc.repo import Repo, lock_repo
     except ModuleNotFoundError as error:
         raise QuantspikeError(f"results are adopted where DVC is installed ({error}): run `make setup`") from error
-    with ExitStack() as stack:
-        try:
-            repo = stack.enter_context(Repo(str(root)))
-            stack.enter_context(lock_repo(repo))
-        except LockError as error:
-            raise QuantspikeError(f"another command of DVC is at work here: wait for it ({error})") from error
-        except DvcException as error:
-            raise QuantspikeError(f"{root.absolute()} cannot be opened by DVC: {error}") from error
-        yield repo
+    try:
+        with Repo(str(root)) as repo, lock_repo(repo):
+            yield repo
+    except LockError as error:
+        raise QuantspikeError(f"another command of DVC is at work here: wait for it ({error})") from error
+    except DvcException as error:
+        raise QuantspikeError(f"DVC cannot work with {root.absolute()} as it is: {error}") from error
 
 
 @contextmanager
-def _folder(parent: Path) -> Iterator[Path]:
-    """A temporary folder; whatever keeps files from being written is told as what it is."""
-    try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".adopt-") as name:
-            yield Path(name)
-    except OSError as error:
-        raise QuantspikeError(f"{error}: nothing was entered into dvc.lock, the same command tries again") from error
+def _sole_writer(packs: Sequence[Pack], repo: Repo, root: Path) -> Iterator[None]:
+    """Keeps DVC from running these stages meanwhile: while a stage runs, `dvc repro` holds no other lock than this."""
+    from dvc.rwlock import rwlock
+
+    outputs = [out.fs_path for stage, _ in _stages(packs, repo, root) for out in stage.outs]
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    # Under the name that DVC itself uses below, which would otherwise wait for this lock.
+    with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), [], outputs, hardlink):
+        yield

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import yaml
 
-from quantspike.away.pipeline import STAGES
+from quantspike.away.pipeline import STAGES, hash_path
 from quantspike.away.provenance import StageRecord
 from quantspike.errors import QuantspikeError
+from quantspike.files import write_text
 from quantspike.params import Params
 
 _OFFICIAL_ARCHIVE = "data/downloads/cifar-10-python.tar.gz"
 """Where the source `cifar10` keeps the official archive."""
 
 
-def bring_images(params: Params, profile: str, root: Path, work: Path, archive: Path | None = None) -> None:
+def bring_images(params: Params, profile: str, root: Path, work: Path, archive: Path | None = None) -> bool:
     """Links images into a working folder, since the sources in params.yaml start from there.
 
     Args:
@@ -25,8 +26,11 @@ def bring_images(params: Params, profile: str, root: Path, work: Path, archive: 
         work: the working folder.
         archive: images from elsewhere; takes the place of the source that has its name.
 
+    Returns:
+        Whether the archive is another one than that of the call before.
+
     Raises:
-        QuantspikeError: no source has the name of the archive, or it is not there.
+        QuantspikeError: no source has the name of the archive, it is not there, or something lies in its place.
     """
     sources = params.profiles[profile].data.source
     places = [_OFFICIAL_ARCHIVE if source == "cifar10" else source for source in sources if source != "digits"]
@@ -35,7 +39,7 @@ def bring_images(params: Params, profile: str, root: Path, work: Path, archive: 
         if (root / place).exists():
             _link(root / place, work / place)
     if archive is None:
-        return
+        return False
     fitting = [place for place in relative if Path(place).name == archive.name]
     if not fitting:
         raise QuantspikeError(
@@ -46,6 +50,10 @@ def bring_images(params: Params, profile: str, root: Path, work: Path, archive: 
     if not archive.exists():
         raise QuantspikeError(f"--source {archive} is not there")
     _link(archive, work / fitting[0])
+    note, digest = work / "records" / f"{profile}.source", hash_path(archive).model_dump_json()
+    known = note.read_text(encoding="utf-8") if note.is_file() else None
+    write_text(note, digest)
+    return known != digest
 
 
 def check_images(profile: str, root: Path, record: StageRecord) -> None:
@@ -62,7 +70,7 @@ def check_images(profile: str, root: Path, record: StageRecord) -> None:
     try:
         content = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
         expected = {out["path"]: out["md5"] for out in content["stages"][f"{STAGES[0]}@{profile}"]["outs"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return
     for path, found in record.outputs.items():
         if found.md5 != expected.get(path, found.md5):
@@ -74,6 +82,10 @@ def check_images(profile: str, root: Path, record: StageRecord) -> None:
 
 
 def _link(target: Path, link: Path) -> None:
+    if link.exists() and not link.is_symlink():
+        if link.samefile(target):
+            return
+        raise QuantspikeError(f"{link} lies where images are to be linked: take it away, or name another --work")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(target.absolute())

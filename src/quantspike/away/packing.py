@@ -17,7 +17,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.files import atomic_path
 
 PART = 16 * 2**20 - 2**16
-"""Bytes of a file at most; the machines in mind hand back files of 16 MiB."""
+"""Bytes of a file at most, for services that take no file above 16 MiB."""
 
 _PACK = re.compile(r"(?P<key>.+)\.tar\.gz(?:\.(?P<part>[0-9]+)of(?P<parts>[0-9]+))?")
 
@@ -37,6 +37,14 @@ class Pack:
     def holds(self, output: str) -> bool:
         """Whether a file or folder that a stage wrote is in it; large ones are not."""
         return any(_below(path, output) for path in self.files)
+
+    def write(self, output: str, place: Path) -> None:
+        """Writes a file or folder that it holds to another place."""
+        for path, content in self.files.items():
+            if _below(path, output):
+                target = place / path.removeprefix(output).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
 
 
 def packed_outputs(provenance: Provenance) -> list[str]:
@@ -71,30 +79,37 @@ def write_pack(folder: Path, provenance: Provenance, files: Path, part: int = PA
     parts = [content[start : start + part] for start in range(0, len(content), part)]
     name = f"{chain.key}.tar.gz"
     names = [name] if len(parts) == 1 else [f"{name}.{n}of{len(parts)}" for n in range(1, len(parts) + 1)]
-    for old in _packs(folder.glob(f"{chain.key}.tar.gz*")).get(chain.key, []):
-        old.unlink()
     for one, piece in zip(names, parts, strict=True):
         with atomic_path(folder / one) as temporary:
             temporary.write_bytes(piece)
+    for old in _packs(folder.glob(f"{chain.key}.tar.gz*")).get(chain.key, []):
+        if old.name not in names:
+            old.unlink()
     return [folder / one for one in names]
 
 
 def find_packs(places: Sequence[Path]) -> dict[str, list[Path]]:
     """The files of every pack among some files, and in some folders, by the chain's key and in the order of parts.
 
+    Of the same chain in several folders the newest is taken.
+
     Raises:
         QuantspikeError: a place is not there, a file is no pack by its name, or a pack lacks a part.
     """
-    found: list[Path] = []
+    found: dict[Path, list[Path]] = {}
     for place in places:
         if not place.exists():
             raise QuantspikeError(f"{place} is not there: name packs (<chain>.tar.gz), or a folder of packs")
         if place.is_file() and not _PACK.fullmatch(place.name):
             raise QuantspikeError(f"{place} is no pack by its name, expected <chain>.tar.gz or <chain>.tar.gz.<n>of<n>")
-        found += sorted(place.iterdir()) if place.is_dir() else [place]
-    packs = _packs(found)
-    for key, files in packs.items():
-        _check_parts(key, files)
+        for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+            found.setdefault(path.parent.resolve(), []).append(path)
+    packs: dict[str, list[Path]] = {}
+    for files in found.values():
+        for key, parts in _packs(files).items():
+            _check_parts(key, parts)
+            if key not in packs or packs[key][0].stat().st_mtime < parts[0].stat().st_mtime:
+                packs[key] = parts
     return packs
 
 
@@ -127,7 +142,9 @@ def read_pack(parts: Sequence[Path]) -> Pack:
     """
     place = ", ".join(str(path) for path in parts)
     try:
-        with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in parts)), mode="r:gz") as tar:
+        # All of it at once, since tarfile itself does not read as far as the checksum.
+        content = gzip.decompress(b"".join(path.read_bytes() for path in parts))
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             contents = {member.name: _content(tar, member) for member in tar}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise QuantspikeError(f"{place} is damaged ({error}): fetch it again") from error

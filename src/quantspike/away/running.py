@@ -8,14 +8,16 @@ where an earlier one ended.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +31,6 @@ from quantspike.away.provenance import FILE, Provenance, StageRecord, difference
 from quantspike.commits import head_commit
 from quantspike.errors import QuantspikeError
 from quantspike.files import read_json, write_text
-from quantspike.operations import macs
 from quantspike.params import Params, Precision
 from quantspike.paths import Chain
 from quantspike.stopping import StopRequest, stop_requests
@@ -37,10 +38,15 @@ from quantspike.stopping import StopRequest, stop_requests
 GRACE = 30.0
 """Seconds from the request to stop until a stage is killed: time for a training to end its step and save its state."""
 
-MARGIN = 1.1
-"""By which the time left must exceed an estimate for a chain to be begun."""
-
 _POLL = 0.1
+_STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit statuses of a stage that did as it was asked."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+# Loaded here, since between fork and exec as little as possible may happen.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -94,26 +100,39 @@ class _Failed(Exception):
 def order(
     profile: str, models: Sequence[str], precisions: Sequence[Precision], seeds: Sequence[int], work: Path
 ) -> list[Chain]:
-    """The chains in the order of their worth: all networks and k of one seed, then of the next."""
+    """The chains in the order of the options: all networks and k of one seed, then of the next."""
     return [Chain(profile, model, k, seed, work) for seed in seeds for model in models for k in precisions]
+
+
+def check_code(root: Path) -> None:
+    """Makes sure that the code at work is the project's, since that is what the records name.
+
+    Args:
+        root: the project's folder.
+
+    Raises:
+        QuantspikeError: it is another one.
+    """
+    here, there = Path(__file__).resolve().parents[2], (root / "src").resolve()
+    if here != there:
+        raise QuantspikeError(f"this is the code in {here}, not the project's: set PYTHONPATH={there}, or use make")
 
 
 def run_chains(job: Job, chains: Sequence[Chain], say: Callable[[str], None] = print) -> Report:
     """Runs chains within the time, and packs each that is finished.
 
-    A chain is begun only if it is the first, or is estimated to fit into what is left, by the chains that ran before
-    it and their multiply-accumulates.
+    One that the limit cuts leaves no pack; its training has saved its state, from which the next call goes on.
 
     Args:
         job: what is asked for.
-        chains: in order, with the working folder as their root.
+        chains: in order, with the working folder as their root; each once, however often it is named.
         say: is given lines for people to read.
 
     Raises:
         QuantspikeError: another process works in the folder, or the images or files cannot be had.
     """
     end = time.monotonic() + job.minutes * 60
-    report, speeds = Report(), _Speeds(job.params)
+    chains, report = list(dict.fromkeys(chains)), Report()
     with _sole_worker(job.work), stop_requests() as request:
         worker = _Worker(job, request, end, say)
         to_do = list(chains)
@@ -121,11 +140,9 @@ def run_chains(job: Job, chains: Sequence[Chain], say: Callable[[str], None] = p
             worker.prepare(chains)
             report.skipped = [chain.key for chain in chains if worker.is_done(chain)]
             to_do = [chain for chain in chains if chain.key not in report.skipped]
-            while to_do and _fits(to_do[0], speeds.estimate(to_do[0]), end - time.monotonic(), say):
-                start = time.monotonic()
+            while to_do:
                 try:
-                    if worker.run(to_do[0]):
-                        speeds.measured(to_do[0], time.monotonic() - start)
+                    worker.run(to_do[0])
                     report.finished.append(to_do.pop(0).key)
                 except _Failed as error:
                     say(f"{to_do[0].key}: {error}")
@@ -137,23 +154,6 @@ def run_chains(job: Job, chains: Sequence[Chain], say: Callable[[str], None] = p
         if keys:
             say(f"{text}: {', '.join(keys)}")
     return report
-
-
-class _Speeds:
-    """Estimates from what was measured: the slowest chain counts, per multiply-accumulate."""
-
-    def __init__(self, params: Params) -> None:
-        self._params, self._seconds_per_mac = params, 0.0
-
-    def measured(self, chain: Chain, seconds: float) -> None:
-        self._seconds_per_mac = max(self._seconds_per_mac, seconds / self._macs(chain))
-
-    def estimate(self, chain: Chain) -> float | None:
-        """Seconds for a chain; `None` before there is anything to tell it from."""
-        return self._seconds_per_mac * self._macs(chain) or None
-
-    def _macs(self, chain: Chain) -> int:
-        return macs(self._params.architecture(chain.profile, chain.model))
 
 
 class _Worker:
@@ -174,9 +174,10 @@ class _Worker:
         clear_unfinished(job.out)
         write_text(job.work / "params.yaml", job.params_file.read_text(encoding="utf-8"))
         for chain in {chain.profile: chain for chain in chains}.values():
-            bring_images(job.params, chain.profile, job.root, job.work, job.source)
+            if bring_images(job.params, chain.profile, job.root, job.work, job.source):
+                self._record_file(chain, STAGES[0]).unlink(missing_ok=True)
             try:
-                record, _ = self._stage(chain, self._stages(chain)[0], {})
+                record = self._stage(chain, self._stages(chain)[0], {})
             except _Failed as error:
                 raise QuantspikeError(f"there are no images: {error}") from None
             check_images(chain.profile, job.root, record)
@@ -197,15 +198,15 @@ class _Worker:
                     raise
                 self._say(f"{chain.key}: {error}, or let it be packed again now")
         for place, provenance in found:
-            stale = differences(provenance, job.params_file, job.work)
+            stale = differences(provenance, job.params_file, job.work) or _changed_files(place, provenance, job.root)
             if not stale:
                 self._say(f"{chain.key}: done already, see {place}")
                 return True
             self._say(f"{chain.key}: {place} was made otherwise ({stale[0]}), so the chain runs again")
         return False
 
-    def run(self, chain: Chain) -> bool:
-        """Runs the stages of a chain that are not done yet, and packs it; whether all but the first had to run.
+    def run(self, chain: Chain) -> None:
+        """Runs the stages of a chain that are not done yet, and packs it.
 
         Raises:
             _Cut: time is up, or a signal has come.
@@ -214,11 +215,9 @@ class _Worker:
         job = self._job
         records: dict[str, StageRecord] = {}
         written: dict[str, FileHash] = {}
-        ran: list[bool] = []
         for stage in self._stages(chain):
-            records[stage.name], new = self._stage(chain, stage, written)
+            records[stage.name] = self._stage(chain, stage, written)
             written |= records[stage.name].outputs
-            ran.append(new)
         provenance = Provenance(
             profile=chain.profile,
             model=chain.model,
@@ -231,20 +230,22 @@ class _Worker:
         parts = write_pack(job.out, provenance, job.work)
         size = sum(path.stat().st_size for path in parts)
         self._say(f"{chain.key} is finished: {', '.join(path.name for path in parts)}, {size / 2**20:.1f} MiB")
-        return all(ran[1:])
 
     def _stages(self, chain: Chain) -> list[Stage]:
         return stages_of(Chain(chain.profile, chain.model, chain.k, chain.seed, self._job.root))
 
-    def _stage(self, chain: Chain, stage: Stage, written: dict[str, FileHash]) -> tuple[StageRecord, bool]:
-        """The record of a stage, which runs unless it is done already; and whether it ran."""
-        owner = chain.profile if stage.name == STAGES[0] else chain.key
-        path = self._job.work / "records" / f"{owner}.{stage.name}.json"
-        if record := self._done_before(path, stage, written):
-            return record, False
-        record = self._run_stage(chain, stage)
-        write_text(path, record.model_dump_json(indent=2) + "\n")
-        return record, True
+    def _record_file(self, chain: Chain, stage: str) -> Path:
+        owner = chain.profile if stage == STAGES[0] else chain.key
+        return self._job.work / "records" / f"{owner}.{stage}.json"
+
+    def _stage(self, chain: Chain, stage: Stage, written: dict[str, FileHash]) -> StageRecord:
+        """The record of a stage, which runs unless it is done already."""
+        path = self._record_file(chain, stage.name)
+        record = self._done_before(path, stage, written)
+        if record is None:
+            record = self._run_stage(stage)
+            write_text(path, record.model_dump_json(indent=2) + "\n")
+        return record
 
     def _done_before(self, path: Path, stage: Stage, written: dict[str, FileHash]) -> StageRecord | None:
         """A record that says what is so now: of command, params, inputs and outputs."""
@@ -257,10 +258,10 @@ class _Worker:
         same = record.outputs == outputs
         return record if same and not record_differences(record, stage, written, job.params_file, job.work) else None
 
-    def _run_stage(self, chain: Chain, stage: Stage) -> StageRecord:
+    def _run_stage(self, stage: Stage) -> StageRecord:
         """Runs a stage to its end, or removes what it wrote; states to go on from stay."""
         job, request, end = self._job, self._request, self._end
-        params = params_of(stage, job.params_file)
+        params = params_of(stage, job.work / "params.yaml")  # the stage's, whatever becomes of the project's meanwhile
         inputs = {path: hash_path((job.root if path in stage.code else job.work) / path) for path in stage.inputs}
         _remove_outputs(job, stage)
         started, start = datetime.now(UTC), time.monotonic()
@@ -270,7 +271,7 @@ class _Worker:
         status, asked = _watch(_start(job, stage), request, end)
         if status != 0:
             _remove_outputs(job, stage)
-            if asked:
+            if asked and status in _STOPPED:
                 raise _Cut(f"{stage.address} was stopped by {'a signal' if request.signal else 'the limit'}")
             raise _Failed(f"{stage.name} failed with exit status {status}, what it printed tells why")
         return StageRecord(
@@ -302,14 +303,6 @@ def _sole_worker(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fits(chain: Chain, estimate: float | None, left: float, say: Callable[[str], None]) -> bool:
-    """Whether a chain is to be begun; the first one is, as nothing is known of it."""
-    if estimate is None or estimate * MARGIN <= left:
-        return True
-    say(f"{chain.key} is not begun: it may take {estimate / 60:.1f} minutes, {max(0.0, left) / 60:.1f} are left")
-    return False
-
-
 def _machine(chain: Chain) -> dict[str, str | int | float | bool]:
     """Device and versions that the network was trained with, as its results have them."""
     made_with = read_json(chain.metrics / "ann.json")["made_with"]
@@ -328,9 +321,33 @@ def _start(job: Job, stage: Stage) -> subprocess.Popen[bytes]:
     command = [*interpreter, *words[1:], "--params", os.path.abspath(job.work / "params.yaml")]
     sys.stdout.flush()
     try:
-        return subprocess.Popen(command, cwd=job.root, env=environment)
+        # A session of its own, so that what the stage starts can be killed with it.
+        return subprocess.Popen(
+            command, cwd=job.root, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+        )
     except OSError as error:
         raise QuantspikeError(f"{stage.address} cannot be started: {error}") from error
+
+
+def _end_with_parent() -> None:
+    """In the child: if this process is killed, the kernel asks the stage to stop (Linux; elsewhere it runs on)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills a stage with all that it has started, such as the processes of torchrun."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _changed_files(place: str, provenance: Provenance, root: Path) -> list[str]:
+    """What of an adopted chain's files is here, but as something else."""
+    if not place.endswith(FILE):
+        return []
+    outputs = {path: found for record in provenance.stages.values() for path, found in record.outputs.items()}
+    own = {path: found for path, found in outputs.items() if path.startswith("metrics/") and (root / path).exists()}
+    return [f"{path} is not what it was" for path, found in own.items() if hash_path(root / path) != found]
 
 
 def _watch(process: subprocess.Popen[bytes], request: StopRequest, end: float) -> tuple[int, bool]:
@@ -350,11 +367,11 @@ def _watch(process: subprocess.Popen[bytes], request: StopRequest, end: float) -
                 asked = now
                 process.terminate()
             elif asked is not None and now - asked > GRACE:
-                process.kill()
+                _kill(process)
     finally:
         # A second Ctrl-C leaves nothing at work.
         if process.poll() is None:
-            process.kill()
+            _kill(process)
             process.wait()
 
 
