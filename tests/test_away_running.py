@@ -19,6 +19,7 @@ from quantspike.away.__main__ import main
 from quantspike.away.packing import read_pack
 from quantspike.away.running import order, run_chains
 from quantspike.errors import QuantspikeError
+from quantspike.locks import sole_holder
 
 CHAIN_STAGES = ("train", "finetune", "evaluate", "convert", "simulate")
 
@@ -259,7 +260,7 @@ def test_an_archive_is_put_where_the_params_look_for_it_or_refused(project: Path
 
 def test_two_at_once_in_one_folder_are_refused(project: Path) -> None:
     with (
-        running._sole_worker(project / "build" / "away"),
+        sole_holder(project / "build" / "away", ""),
         pytest.raises(QuantspikeError, match="another process works in"),
     ):
         run_chains(make_job(project), grid(project))

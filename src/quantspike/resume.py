@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from quantspike.errors import QuantspikeError
 from quantspike.files import clear_leftovers
+from quantspike.locks import sole_holder
 from quantspike.tensors import Header, load_tensors, save_tensors
 
 FORMAT = "quantspike-resume"
@@ -115,22 +115,12 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         QuantspikeError: another process holds it, or it cannot be made.
     """
-    lock = FileLock(folder / "lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise QuantspikeError(
-            f"another process is training {folder.name} already: wait for it, or stop it first "
-            f"(it holds {folder / 'lock'})"
-        ) from None
-    except OSError as error:
-        raise QuantspikeError(f"{folder / 'lock'} cannot be locked: {error}") from error
-    try:
+    busy = (
+        f"another process is training {folder.name} already: wait for it, or stop it first (it holds {folder / 'lock'})"
+    )
+    with sole_holder(folder, busy):
         clear_leftovers(folder)
         yield
-    finally:
-        lock.release()
 
 
 def _digest(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> str:

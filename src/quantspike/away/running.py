@@ -16,13 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from quantspike.away.images import bring_images, check_images
 from quantspike.away.packing import clear_unfinished, find_pack, find_packs, read_pack, write_pack
@@ -31,6 +29,7 @@ from quantspike.away.provenance import FILE, Provenance, StageRecord, difference
 from quantspike.commits import head_commit
 from quantspike.errors import QuantspikeError
 from quantspike.files import read_json, write_text
+from quantspike.locks import sole_holder
 from quantspike.params import Params, Precision
 from quantspike.paths import Chain
 from quantspike.stopping import StopRequest, stop_requests
@@ -133,7 +132,8 @@ def run_chains(job: Job, chains: Sequence[Chain], say: Callable[[str], None] = p
     """
     end = time.monotonic() + job.minutes * 60
     chains, report = list(dict.fromkeys(chains)), Report()
-    with _sole_worker(job.work), stop_requests() as request:
+    busy = f"another process works in {job.work} already: wait for it, or name another folder with --work"
+    with sole_holder(job.work, busy), stop_requests() as request:
         worker = _Worker(job, request, end, say)
         to_do = list(chains)
         try:
@@ -282,25 +282,6 @@ class _Worker:
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - start, 1),
         )
-
-
-@contextmanager
-def _sole_worker(folder: Path) -> Iterator[None]:
-    """Holds the lock of a working folder, which the operating system releases when its holder dies."""
-    lock = FileLock(folder / "lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise QuantspikeError(
-            f"another process works in {folder} already: wait for it, or name another folder with --work"
-        ) from None
-    except OSError as error:
-        raise QuantspikeError(f"{folder / 'lock'} cannot be locked: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _machine(chain: Chain) -> dict[str, str | int | float | bool]:
