@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from quantspike.errors import QuantspikeError
 from quantspike.measuring import predict
 from quantspike.params import Precision, check_precision
-from trained_networks import add_chain_arguments, load_chain
+from trained_networks import add_chain_arguments, load_chain, share
 from training import machine
 
 QUALITIES = (95, 85, 75, 60, 40)
@@ -33,10 +32,8 @@ QUALITIES = (95, 85, 75, 60, 40)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_chain_arguments(parser)
+    add_chain_arguments(parser, images=10_000)
     parser.add_argument("--k", nargs="+", type=precision, default=["fp32"], help="precisions (default: fp32)")
-    parser.add_argument("--images", type=int, default=10_000, help="first test images (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes as well")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     try:
@@ -46,7 +43,7 @@ def main() -> None:
             for quality in (None, *QUALITIES):
                 shown = images if quality is None else compressed(images, quality)
                 predictions = predict(network, torch.from_numpy(shown), network.architecture.image_size).argmax(1)
-                accuracy = (predictions == labels[: len(images)]).double().mean().item()
+                accuracy = share(predictions == labels[: len(images)])
                 change = np.abs(shown.astype(np.int16) - images).mean()
                 rows.append({"k": k, "quality": quality, "accuracy": accuracy, "mean_change": float(change)})
     except QuantspikeError as error:

@@ -20,7 +20,6 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ from quantspike.operations import fan_outs
 from quantspike.params import Simulate
 from quantspike.simulation import simulate
 from quantspike.simulation.measures import check_proved
-from trained_networks import WEIGHT_BITS, add_chain_arguments, load_chain
+from trained_networks import WEIGHT_BITS, add_chain_arguments, load_chain, share
 from training import machine
 
 TOLERANCE = 1e-5
@@ -48,11 +47,9 @@ AT_ONCE = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_chain_arguments(parser)
+    add_chain_arguments(parser, images=200)
     parser.add_argument("--k", type=int, default=1, help="precision of the activations (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=200, help="first test images (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="time steps (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes as well")
     options = parser.parse_args()
     try:
         network, dataset = load_chain(options, options.k)
@@ -232,11 +229,6 @@ def compare(network: QuantizedCNN, images: Tensor, labels: Tensor, steps: int) -
             for name, outcome in outcomes.items()
         },
     }
-
-
-def share(hits: Tensor) -> float:
-    """How many of them are true, 0 to 1."""
-    return hits.double().mean().item()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -93,11 +93,13 @@ def load_images(source: Path | None) -> Dataset:
         return load_source(str(source), downloads=Path(folder))
 
 
-def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options by which a benchmark names a trained chain of params.yaml; read by `load_chain`."""
+def add_chain_arguments(parser: argparse.ArgumentParser, images: int) -> None:
+    """The options by which a benchmark names a trained chain, how many of its images, and where the result goes."""
     parser.add_argument("--profile", default="short", help="profile in params.yaml (default: %(default)s)")
     parser.add_argument("--model", default="cnn1", help="network in params.yaml (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=images, help="first test images (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where the result goes as well")
 
 
 def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN, Dataset]:
@@ -117,6 +119,11 @@ def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN,
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
     network = load_checkpoint(chain.data / "finetune.safetensors", architecture, k).network
     return network.eval(), dataset
+
+
+def share(hits: Tensor) -> float:
+    """How many of them are true, 0 to 1."""
+    return hits.double().mean().item()
 
 
 def _fill(network: QuantizedCNN, tensors: dict[str, Tensor]) -> None:

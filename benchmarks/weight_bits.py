@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from quantspike.integer import IntegerNetwork
 from quantspike.measuring import predict
 from quantspike.networks import QuantizedCNN
 from quantspike.params import WEIGHT_BITS
-from trained_networks import add_chain_arguments, load_chain
+from trained_networks import add_chain_arguments, load_chain, share
 from training import machine
 
 AT_ONCE = 25
@@ -32,11 +31,9 @@ AT_ONCE = 25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_chain_arguments(parser)
+    add_chain_arguments(parser, images=2000)
     parser.add_argument("--k", type=int, nargs="+", default=[0, 1, 2], help="precisions (default: 0 1 2)")
     parser.add_argument("--bits", type=int, nargs="+", default=list(WEIGHT_BITS), help="widths (default: 4 to 16)")
-    parser.add_argument("--images", type=int, default=2000, help="first test images (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes as well")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     try:
@@ -75,11 +72,6 @@ def integer_predictions(network: IntegerNetwork, images: Tensor) -> Tensor:
             network.logits(network.settled_counts(network.input_current(part))[-1]) for part in images.split(AT_ONCE)
         ]
     return torch.cat(logits).argmax(1)
-
-
-def share(hits: Tensor) -> float:
-    """How many of them are true, 0 to 1."""
-    return hits.double().mean().item()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
