@@ -95,6 +95,7 @@ def train(dataset: Dataset, choices: dict[str, Any], seed: int, options: argpars
         {
             "data": {"source": "given", "crop": crop},
             "width": options.width,
+            "pretrain": {"epochs": 0},
             "train": {
                 "epochs": options.epochs,
                 "learning_rate": options.rate,

@@ -4,7 +4,7 @@ A training that was stopped or killed goes on where its last state was saved, in
 processes share every batch, and the first one writes.
 
 reads:   data/<profile>/images.safetensors, data/<profile>/<model>-<k>-<seed>/train.safetensors;
-         data, width, train and finetune of the profile in params.yaml
+         data, width, pretrain, train and finetune of the profile in params.yaml
 writes:  data/<profile>/<model>-<k>-<seed>/finetune.safetensors (the network whose results count)
          metrics/<profile>/<model>-<k>-<seed>/finetune.csv (loss and accuracies by epoch)
 """

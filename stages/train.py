@@ -1,9 +1,10 @@
-"""Trains a network from its initial weights: the first phase.
+"""Trains a network of one k: the first phase, from what `pretrain` left or from the initial weights.
 
 A training that was stopped or killed goes on where its last state was saved, in data/resume/. Under torchrun the
 processes share every batch, and the first one writes.
 
-reads:   data/<profile>/images.safetensors; data, width and train of the profile in params.yaml
+reads:   data/<profile>/images.safetensors, data/<profile>/<model>-fp32-<seed>/pretrain.safetensors;
+         data, width, pretrain and train of the profile in params.yaml
 writes:  data/<profile>/<model>-<k>-<seed>/train.safetensors (weights, batch-norm averages, Adam moments)
          metrics/<profile>/<model>-<k>-<seed>/train.csv (loss and accuracies by epoch)
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from quantspike import cli
 from quantspike.adam import make_adam
-from quantspike.checkpoints import save_checkpoint
+from quantspike.checkpoints import load_start, resume_adam, save_checkpoint
 from quantspike.curves import write_epochs
 from quantspike.data import load_dataset
 from quantspike.devices import resolve_device
@@ -35,12 +36,17 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     dataset = load_dataset(chain.dataset)
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
     settings = settings_of(params, chain, TRAIN, device)
-    network = new_network(architecture, chain.k, chain.seed).to(device)
-    optimizer = make_adam(network, settings.learning_rate, settings.weight_decay)
+    start = load_start(chain.pretrained, architecture, chain.k)
+    if start is None:
+        network = new_network(architecture, chain.k, chain.seed).to(device)
+        optimizer = make_adam(network, settings.learning_rate, settings.weight_decay)
+    else:
+        network = start.network.to(device)
+        optimizer = resume_adam(start, settings.learning_rate, settings.weight_decay)
     images, test = splits(dataset, device)
     images, validation = hold_out(images, profile.validation, chain.seed)
     training = Training(network, optimizer, settings, images, test, validation, group)
-    store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset])
+    store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset, chain.pretrained])
     epochs = run_phase(training, store, params.checkpoint_minutes, watcher(params, chain, TRAIN))
     if group.rank == 0:
         save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training, store))

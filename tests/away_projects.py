@@ -78,6 +78,7 @@ PARAMS: dict[str, Any] = {
         "demo": {
             "data": {"source": "digits", "crop": 8},
             "width": 1.0,
+            "pretrain": {"epochs": 0},
             "train": {"epochs": 1, "learning_rate": 0.003, "batch_size": 50, "flip": False},
             "finetune": {"epochs": 1, "learning_rate": 0.0003},
             "convert": {"weight_bits": 12},

@@ -32,6 +32,7 @@ PARAMS: dict[str, Any] = {
         "tiny": {
             "data": {"source": "digits", "crop": 8},
             "width": 0.5,
+            "pretrain": {"epochs": 0},
             "train": {"epochs": 1, "learning_rate": 0.003, "batch_size": 50, "validation": 100, "flip": False},
             "finetune": {"epochs": 1, "learning_rate": 0.0003},
             "convert": {"weight_bits": 12},

@@ -24,6 +24,7 @@ DIGITS: dict[str, Any] = {"images": data_set("digits"), "data": {"source": "digi
 """CNN 1 as the demo has it, of which nothing was published: 9,472 neurons."""
 
 SHORT: dict[str, Any] = {
+    "pretrain": {"epochs": 0},
     "train": {"epochs": 6, "learning_rate": 1e-3, "batch_size": 200},
     "finetune": {"epochs": 2, "learning_rate": 1e-4},
 }

@@ -38,6 +38,7 @@ def make_params(
     """The published protocol for cnn1 and cnn2 in a profile named paper; `changes` go into that profile."""
     profile: dict[str, Any] = {
         "data": {"source": "cifar10", "crop": 24},
+        "pretrain": {"epochs": 0},
         "train": {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200},
         "finetune": {"epochs": 100, "learning_rate": 1e-4},
         "width": 1.0,

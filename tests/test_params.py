@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from quantspike.errors import QuantspikeError
-from quantspike.params import LARGEST_K, Energy, Finetune, Train, check_precision, load_params
+from quantspike.params import LARGEST_K, Energy, Finetune, Pretrain, Train, check_precision, load_params
 from quantspike.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,7 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
     assert paper.model_dump() == {
         "data": {"source": ["cifar10"], "crop": 24},
         "width": 1.0,
+        "pretrain": {"epochs": 0, "learning_rate": 1e-3, "schedule": "constant"},
         "train": {
             "recipe": "paper",
             "epochs": 100,
@@ -213,13 +214,14 @@ def test_a_device_may_be_named_by_kind_and_number(device: str, write_params: Edi
         ("lunch", "run, models, profiles, energy, launch, device, compile, checkpoint_minutes"),
         ("run.epochs", "profile, model, k, seed"),
         ("models.small.width", "layers"),
-        ("profiles.tiny.trian", "data, width, train, finetune, convert, simulate"),
+        ("profiles.tiny.trian", "data, width, pretrain, train, finetune, convert, simulate"),
         ("profiles.tiny.data.size", "source, crop"),
         (
             "profiles.tiny.train.lr",
             "recipe, epochs, learning_rate, batch_size, validation, flip, padding, brightness, contrast, cutout, "
             "schedule, warmup, weight_decay, label_smoothing, averaging, activation_penalty, autocast",
         ),
+        ("profiles.tiny.pretrain.batch_size", "epochs, learning_rate, schedule"),
         ("profiles.tiny.finetune.batch_size", "epochs, learning_rate, schedule"),
         ("profiles.tiny.convert.bits", "weight_bits"),
         ("profiles.tiny.simulate.T", "steps, settle_limit, engine, batch_size, log_batch"),
@@ -234,7 +236,7 @@ def test_a_profile_may_have_the_name_of_a_section(
     profile: str, write_params: Edit, params_content: dict[str, Any]
 ) -> None:
     content = params_content["profiles"]["tiny"] | {"colour": "red"}
-    expected = "allowed are data, width, train, finetune, convert, simulate"
+    expected = "allowed are data, width, pretrain, train, finetune, convert, simulate"
     assert complaint(write_params({f"profiles.{profile}": content})).endswith(
         f"colour: this key is unknown; {expected}"
     )
@@ -510,4 +512,13 @@ def test_a_network_depends_on_every_setting_of_the_sections_that_dvc_watches_for
     # A setting that changes no network must lie elsewhere, or changing it would train finished chains again.
     profile = load_params(ROOT / "params.yaml").profiles["paper"]
     watched = [f"train.{name}" for name in Train.model_fields] + [f"finetune.{name}" for name in Finetune.model_fields]
-    assert list(profile.training_settings) == ["width", "data.crop", *watched]
+    assert list(profile.training_settings) == ["width", "data.crop", "pretrain.epochs", *watched]
+    pretrained = profile.model_copy(update={"pretrain": Pretrain(epochs=3)})
+    pretraining = [f"pretrain.{name}" for name in Pretrain.model_fields]
+    assert list(pretrained.training_settings) == ["width", "data.crop", *pretraining, *watched]
+
+
+def test_how_to_pretrain_for_no_epochs_changes_no_network() -> None:
+    profile = load_params(ROOT / "params.yaml").profiles["paper"]
+    other = profile.model_copy(update={"pretrain": Pretrain(epochs=0, learning_rate=0.5, schedule="linear")})
+    assert other.training_settings == profile.training_settings

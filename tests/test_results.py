@@ -178,7 +178,7 @@ def test_unfinished_chains_are_named_and_left_out(
     grid: list[Chain], params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (grid[1].metrics / "snn.json").unlink()
-    assert missing_files(grid[1]) == [grid[1].metrics / "snn.json"]
+    assert missing_files(grid[1], params) == [grid[1].metrics / "snn.json"]
     assert [result.chain.k for result in read_finished(grid, params)] == ["fp32", 1, 2]
     note = "note: left out, since not finished: 1 of 4 chains (paper-cnn1-0-0); dvc repro runs them\n"
     assert capsys.readouterr().err == note
@@ -224,7 +224,7 @@ def test_a_finished_grid_gives_no_warning(
 
 
 def test_a_chain_that_was_never_run_lacks_every_file(tmp_path: Path) -> None:
-    assert len(missing_files(Chain("paper", "cnn1", 0, 0, tmp_path))) == len(FILES)
+    assert len(missing_files(Chain("paper", "cnn1", 0, 0, tmp_path), make_params())) == len(FILES)
 
 
 def test_reading_all_names_the_unfinished_chain(grid: list[Chain], params: Params) -> None:

@@ -20,21 +20,29 @@ _LAUNCHED = "QUANTSPIKE_LAUNCHED"
 """Set in processes that `launch` has started: a command that is not torchrun must not start them for ever."""
 
 
-def chain_stage(main: Callable[[Params, Chain], None], description: str | None, *, shared: bool = False) -> None:
+def chain_stage(
+    main: Callable[[Params, Chain], None],
+    description: str | None,
+    *,
+    shared: bool = False,
+    full_precision: bool = False,
+) -> None:
     """Runs a stage that works on one chain, named on the command line by profile, model, k and seed.
 
     Args:
         main: the stage, called with the checked params and the chain.
         description: docstring of the script, shown by --help: what it does, reads and writes.
         shared: whether the stage can be shared by several processes, which `launch` in params.yaml then starts.
+        full_precision: whether it only ever works on the chain in full precision, so that no k is named.
     """
 
-    def with_chain(params: Params, root: Path, profile: str, model: str, k: Precision, seed: int) -> None:
+    def with_chain(params: Params, root: Path, profile: str, model: str, seed: int, k: Precision = "fp32") -> None:
         if shared:
             launch(params.launch)
         main(params, Chain(profile, model, k, seed, root))
 
-    stage(with_chain, description, "profile", "model", "k", "seed")
+    arguments = ("profile", "model", "seed") if full_precision else ("profile", "model", "k", "seed")
+    stage(with_chain, description, *arguments)
 
 
 def stage(main: Callable[..., None], description: str | None, *arguments: str) -> None:

@@ -35,11 +35,12 @@ def run_tags(chain: Chain, params: Params) -> dict[str, str]:
 def run_settings(chain: Chain, params: Params) -> dict[str, str | int | float]:
     """What the results depend on, under dotted names such as `train.epochs`."""
     # The source of the images may be a path on someone's machine; the data set's name and hash say more.
-    profile = params.profiles[chain.profile].model_dump(exclude={"data": {"source"}})
+    profile = params.profiles[chain.profile].model_dump(exclude={"data": {"source"}, "pretrain": True})
     return {
         **{"profile": chain.profile, "model": chain.model, "k": chain.k, "seed": chain.seed},
         "layers": params.models[chain.model].layers,
         **dict(_flat(profile)),
+        **params.profiles[chain.profile].training_settings,
     }
 
 

@@ -75,6 +75,13 @@ class QuantizedCNN(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
 
 
+def with_precision(network: QuantizedCNN, k: Precision) -> QuantizedCNN:
+    """A network with the same weights and running averages, in training mode, and activations of another precision."""
+    result = QuantizedCNN(network.architecture, k)
+    result.load_state_dict(network.state_dict())
+    return result
+
+
 def new_network(architecture: Architecture, k: Precision, seed: int) -> QuantizedCNN:
     """An untrained network with the initial weights that belong to a seed, on the CPU."""
     network = QuantizedCNN(architecture, k)

@@ -124,8 +124,22 @@ class Data(Section):
     crop: Count
 
 
+class Pretrain(Section):
+    """Phase before the first: in full precision and shared by every k, which goes on from it as the first phase.
+
+    Attributes:
+        epochs: passes over the training images; 0 for none, so that each k starts from the initial weights.
+        learning_rate: Adam's rate, at its highest.
+        schedule: as in `Train`. A rate that stays leaves the fall to the phases of each k.
+    """
+
+    epochs: Annotated[int, Field(ge=0)]
+    learning_rate: Rate = 1e-3
+    schedule: Schedule = "constant"
+
+
 class Train(Section):
-    """First phase of training, and what both phases share.
+    """First phase of training of each k, and what all phases share.
 
     What is not named takes the value that the recipe gives it (see `quantspike.recipes`).
 
@@ -137,8 +151,8 @@ class Train(Section):
         validation: number of training images that are held out and only measured.
         flip, padding, brightness, contrast, cutout: how images are varied, see `augmentation.Augmentation`.
         schedule: the rate stays `constant`, or falls to 0 along a line (`linear`) or half a `cosine`.
-        warmup: share of the phase in which the rate first rises from 0. With a rate that falls again, this is
-            known as a one-cycle schedule.
+        warmup: share of the phase in which the rate first rises from 0, be it `train` or a `pretrain` before it.
+            With a rate that falls again, this is known as a one-cycle schedule.
         weight_decay: decoupled from the gradient, times the rate; on weights, not on batch normalization.
         label_smoothing: share of the label that is spread over all classes.
         averaging: decay per step of a running average of weights and batch-norm averages, reached over the first
@@ -227,6 +241,7 @@ class Profile(Section):
 
     data: Data
     width: Annotated[float, BeforeValidator(_number), Field(gt=0, le=8)]
+    pretrain: Pretrain
     train: Train
     finetune: Finetune
     convert: Convert
@@ -236,6 +251,7 @@ class Profile(Section):
     def training_settings(self) -> dict[str, str | int | float | bool]:
         """What a trained network depends on, under dotted names such as `train.epochs`."""
         sections = {
+            "pretrain": self.pretrain.model_dump() if self.pretrain.epochs else {"epochs": 0},
             "train": self.train.model_dump(),
             "finetune": self.finetune.model_dump(),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -51,6 +51,16 @@ class Chain:
     def quantized(self) -> bool:
         """Whether the activations are quantized, so that a spiking network exists."""
         return self.k != "fp32"
+
+    @property
+    def full_precision(self) -> Chain:
+        """The chain of the same network and seed in full precision."""
+        return replace(self, k="fp32")
+
+    @property
+    def pretrained(self) -> Path:
+        """The network in full precision from which every k starts, written by `pretrain`."""
+        return self.full_precision.data / "pretrain.safetensors"
 
     @property
     def metrics(self) -> Path:

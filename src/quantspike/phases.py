@@ -28,7 +28,7 @@ from quantspike.paths import Chain
 from quantspike.resume import ResumeStore, fingerprint, sole_writer
 from quantspike.stopping import Stopped, StopRequest, stop_requests
 from quantspike.tracking import LiveRun
-from quantspike.training import FINETUNE, TRAIN, Epoch, NotFiniteError, Settings, Training, phase_settings
+from quantspike.training import FINETUNE, PRETRAIN, TRAIN, Epoch, NotFiniteError, Settings, Training, phase_settings
 
 CODE = (
     "adam.py",
@@ -44,7 +44,7 @@ CODE = (
 )
 """What of the package can change a training; the same files are dependencies in dvc.yaml."""
 
-_NAMES = {TRAIN: "train", FINETUNE: "finetune"}
+_NAMES = {PRETRAIN: "pretrain", TRAIN: "train", FINETUNE: "finetune"}
 _GO_ON, _SAVE = 0, 1
 _SAVING_SHARE = 0.1
 """Of the time, at most, for saving: where epochs are shorter than that allows, not each of them is saved."""
@@ -82,7 +82,7 @@ def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs:
     Args:
         params: all of params.yaml.
         chain: the chain that is trained.
-        phase: TRAIN or FINETUNE.
+        phase: PRETRAIN, TRAIN or FINETUNE.
         script: the stage, which is code too.
         inputs: files that the stage reads.
 
@@ -167,14 +167,20 @@ def watcher(params: Params, chain: Chain, phase: int) -> Callable[[bool], LiveRu
     def watch(resumed: bool) -> LiveRun | None:
         if not tracking.enabled() or importlib.util.find_spec("mlflow") is None:
             return None
+        profile = params.profiles[chain.profile]
+        before = {PRETRAIN: 0, TRAIN: profile.pretrain.epochs}.get(
+            phase, profile.pretrain.epochs + profile.train.epochs
+        )
+        # What is pretrained shows in the run of the chain in full precision, which goes on there.
+        first = phase == PRETRAIN or (phase == TRAIN and (chain.quantized or not profile.pretrain.epochs))
         return LiveRun(
             tracking.tracking_uri(chain.root),
             chain.key,
             run_name(chain, params),
             run_tags(chain, params),
             run_settings(chain, params),
-            fresh=phase == TRAIN and not resumed,
-            epochs_before=0 if phase == TRAIN else params.profiles[chain.profile].train.epochs,
+            fresh=first and not resumed,
+            epochs_before=before,
             tell=lambda text: tqdm.write(text, file=sys.stderr),
         )
 
@@ -270,10 +276,13 @@ def _place(training: Training) -> str:
 
 def _dependencies(params: Params, chain: Chain, phase: int) -> dict[str, str | int | float | bool]:
     """Settings that the network depends on after a phase."""
+    later = {
+        PRETRAIN: ("finetune.", "train.epochs", "train.learning_rate", "train.schedule"),
+        TRAIN: ("finetune.",),
+        FINETUNE: (),
+    }
     settings = params.profiles[chain.profile].training_settings
-    if phase == TRAIN:
-        settings = {name: value for name, value in settings.items() if not name.startswith("finetune.")}
-    return settings | {"seed": chain.seed}
+    return {name: value for name, value in settings.items() if not name.startswith(later[phase])} | {"seed": chain.seed}
 
 
 def _tell_where(training: Training, store: ResumeStore, resumed: bool) -> None:

@@ -139,8 +139,9 @@ def is_published_data(kind: str, classes: Collection[str], train_images: int, te
 
 def departures(profile: Profile) -> list[str]:
     """Settings of a profile that differ from the published protocol, each as `setting value (published value)`."""
-    train, finetune, recipe = profile.train, profile.finetune, RECIPES["paper"]
+    pretrain, train, finetune, recipe = profile.pretrain, profile.train, profile.finetune, RECIPES["paper"]
     settings = (
+        ("pretrain.epochs", pretrain.epochs, 0),
         ("train.recipe", train.recipe, "paper"),
         ("train.epochs", train.epochs, 100),
         ("train.learning_rate", train.learning_rate, 1e-3),

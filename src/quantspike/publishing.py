@@ -17,7 +17,7 @@ from quantspike.commits import head_commit
 from quantspike.labels import run_name, run_settings, run_tags
 from quantspike.params import Params
 from quantspike.paths import plots_folder
-from quantspike.results import FILES, ChainResult
+from quantspike.results import ChainResult, result_files
 from quantspike.tracking import TrackedData, TrackedModel, TrackedRun
 
 
@@ -83,7 +83,7 @@ def _tracked_run(
         description=_description(result, hashes),
         curves=_curves(result),
         finals=_finals(result),
-        artifacts=[(chain.metrics / name, "metrics") for name in FILES],
+        artifacts=[(path, "metrics") for path in result_files(chain, result.settings)],
         seconds=float(result.training["seconds"].sum()),
         extras=[(path, folder) for path, folder in extras if path.is_file()],
         data=TrackedData(
@@ -149,7 +149,7 @@ def _settings(result: ChainResult, params: Params) -> dict[str, str | int | floa
 
 
 def _curves(result: ChainResult) -> dict[str, list[tuple[int, float]]]:
-    """Every column of the training and step tables, under `train/`, `finetune/` and `snn/`."""
+    """Every column of the training and step tables, under `pretrain/`, `train/`, `finetune/` and `snn/`."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for phase, table in result.training.groupby("phase", sort=False):
         curves |= _columns(table.drop(columns="phase"), str(phase), "epoch")

@@ -19,7 +19,7 @@ from quantspike.paths import Chain
 from quantspike.published import Published, is_published_data, is_published_network, published
 
 MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds")
-"""What training.csv and finetune.csv have by epoch."""
+"""What pretrain.csv, train.csv and finetune.csv have by epoch."""
 
 COUNTS = ("positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
 """What snn.csv and layers.csv have by step."""
@@ -36,7 +36,7 @@ FILES = (
     "snn.json",
     "certificate.json",
 )
-"""What a finished chain has in its metrics folder."""
+"""What a finished chain has in its metrics folder, beside what every k shares: see `result_files`."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -143,7 +143,8 @@ class ChainResult:
         settings: its profile in params.yaml.
         architecture: the network's layers.
         ann: the network before conversion, and its data set.
-        training: one row per epoch: phase (`train`, `finetune`), epoch (counted on over both phases), measures.
+        training: one row per epoch: phase (`pretrain`, `train`, `finetune`), epoch (counted on over all of them),
+            measures.
         conversion: the integer network.
         snn: the spiking network after its last step.
         certificate: the comparison with the integer network, image by image.
@@ -165,9 +166,15 @@ class ChainResult:
     published: Published | None
 
 
-def missing_files(chain: Chain) -> list[Path]:
+def result_files(chain: Chain, settings: Profile) -> list[Path]:
+    """Every file that the results of a chain are read from."""
+    shared = [chain.full_precision.metrics / "pretrain.csv"] if settings.pretrain.epochs else []
+    return [*shared, *(chain.metrics / name for name in FILES)]
+
+
+def missing_files(chain: Chain, params: Params) -> list[Path]:
     """Result files that a chain still lacks: none of them if it is finished."""
-    return [chain.metrics / name for name in FILES if not (chain.metrics / name).is_file()]
+    return [path for path in result_files(chain, params.profiles[chain.profile]) if not path.is_file()]
 
 
 def read_finished(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
@@ -178,9 +185,10 @@ def read_finished(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
     Raises:
         QuantspikeError: a result file is damaged, or holds something else than it should.
     """
-    results = [read_chain(chain, params) for chain in chains if not missing_files(chain)]
+    unfinished = [chain for chain in chains if missing_files(chain, params)]
+    results = [read_chain(chain, params) for chain in chains if chain not in unfinished]
     current = [result for result in results if not outdated(result)]
-    _note_left_out("not finished", [chain for chain in chains if missing_files(chain)], len(chains))
+    _note_left_out("not finished", unfinished, len(chains))
     _note_left_out("of other settings", [result.chain for result in results if outdated(result)], len(chains))
     return current
 
@@ -194,10 +202,9 @@ def read_all(chains: Sequence[Chain], params: Params) -> list[ChainResult]:
     """
     if not chains:
         raise QuantspikeError("the grid (run in params.yaml) holds no such chain: add its profile and model there")
-    missing = [path for chain in chains for path in missing_files(chain)]
-    if missing:
-        unfinished = ", ".join(chain.key for chain in chains if missing_files(chain))
-        raise QuantspikeError(f"not finished: {unfinished} ({missing[0]} is not there); run dvc repro")
+    if missing := {chain.key: paths for chain in chains if (paths := missing_files(chain, params))}:
+        first = next(iter(missing.values()))[0]
+        raise QuantspikeError(f"not finished: {', '.join(missing)} ({first} is not there); run dvc repro")
     results = [read_chain(chain, params) for chain in chains]
     for result in results:
         if differences := outdated(result):
@@ -258,7 +265,7 @@ def read_chain(chain: Chain, params: Params) -> ChainResult:
         settings=params.profiles[chain.profile],
         architecture=architecture,
         ann=ann,
-        training=_read_training(folder),
+        training=_read_training(chain, params.profiles[chain.profile]),
         conversion=conversion,
         snn=snn,
         certificate=_read_spiking(chain, "certificate.json", "simulated", Certificate),
@@ -291,15 +298,16 @@ def _read_spiking(chain: Chain, name: str, flag: str, kind: type[_Kind]) -> _Kin
     return _parse(path, content, kind) if chain.quantized else None
 
 
-def _read_training(folder: Path) -> pd.DataFrame:
-    """Both phases below each other; the epochs of the second count on from the first."""
+def _read_training(chain: Chain, settings: Profile) -> pd.DataFrame:
+    """The phases below each other; the epochs of one count on from those before."""
     phases: list[pd.DataFrame] = []
-    for phase in ("train", "finetune"):
-        path = folder / f"{phase}.csv"
+    for path in result_files(chain, settings):
+        if path.stem not in ("pretrain", "train", "finetune"):
+            continue
         table = _read_table(path, ("epoch", *MEASURES), optional=("validation_accuracy",))
         _check_counter(path, table["epoch"], len(table))
-        offset = len(phases[0]) if phases else 0
-        phases.append(table.assign(phase=phase, epoch=table["epoch"] + offset))
+        before = sum(map(len, phases))
+        phases.append(table.assign(phase=path.stem, epoch=table["epoch"] + before))
     return pd.concat(phases, ignore_index=True)[["phase", "epoch", *MEASURES]]
 
 

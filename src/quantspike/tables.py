@@ -13,7 +13,7 @@ import pandas as pd
 
 from quantspike import files
 from quantspike.errors import QuantspikeError
-from quantspike.results import COUNTS, FILES, MEASURES, ChainResult
+from quantspike.results import COUNTS, MEASURES, ChainResult, result_files
 from quantspike.stopping_points import LOSSES, stopping_step
 
 PUBLISHED: tuple[str, ...] = (
@@ -120,7 +120,7 @@ def summary_table(results: Sequence[ChainResult]) -> pd.DataFrame:
 
 
 def training_table(results: Sequence[ChainResult]) -> pd.DataFrame:
-    """One row per run and epoch: profile, model, k, seed, phase, epoch (over both phases), then the measures."""
+    """One row per run and epoch: profile, model, k, seed, phase, epoch (over all phases), then the measures."""
     return _long_table([(result, result.training) for result in results], ("phase", "epoch", *MEASURES))
 
 
@@ -163,11 +163,11 @@ def sources_table(results: Sequence[ChainResult]) -> pd.DataFrame:
     rows = [
         {
             "chain": result.chain.key,
-            "file": name,
-            "sha256": hashlib.sha256((result.chain.metrics / name).read_bytes()).hexdigest(),
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for result in results
-        for name in FILES
+        for path in result_files(result.chain, result.settings)
     ]
     return pd.DataFrame(rows, columns=["chain", "file", "sha256"])
 

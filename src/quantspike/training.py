@@ -27,10 +27,10 @@ from quantspike.distributed import Group
 from quantspike.errors import QuantspikeError
 from quantspike.measuring import Split, channels_last, predict
 from quantspike.networks import QuantizedCNN
-from quantspike.params import Profile
+from quantspike.params import Finetune, Pretrain, Profile, Train
 
-TRAIN, FINETUNE = 0, 1
-"""The two phases: each draws its randomness from streams of its own."""
+TRAIN, FINETUNE, PRETRAIN = 0, 1, 2
+"""The phases: each draws its randomness from streams of its own."""
 
 _CHECK_EVERY = 25
 """Steps between looks at the losses on a GPU, which has to be waited for."""
@@ -41,7 +41,7 @@ class Settings:
     """What one phase does; the names are those of params.yaml.
 
     Attributes:
-        phase: TRAIN or FINETUNE.
+        phase: PRETRAIN, TRAIN or FINETUNE.
         seed: the run's seed.
         autocast: whether convolutions and the classifier multiply in bf16.
         compile: whether torch.compile builds the forward and backward pass.
@@ -64,8 +64,11 @@ class Settings:
 
 
 def phase_settings(profile: Profile, phase: int, seed: int, *, autocast: bool, compile: bool) -> Settings:
-    """What a profile says of one of its two phases."""
-    train, section = profile.train, profile.train if phase == TRAIN else profile.finetune
+    """What a profile says of one of its phases."""
+    train, pretrain = profile.train, profile.pretrain
+    sections: dict[int, Pretrain | Train | Finetune]
+    sections = {PRETRAIN: pretrain, TRAIN: train, FINETUNE: profile.finetune}
+    section, first = sections[phase], PRETRAIN if pretrain.epochs else TRAIN
     return Settings(
         phase=phase,
         epochs=section.epochs,
@@ -76,7 +79,7 @@ def phase_settings(profile: Profile, phase: int, seed: int, *, autocast: bool, c
             profile.data.crop, train.flip, train.padding, train.brightness, train.contrast, train.cutout
         ),
         schedule=section.schedule,
-        warmup=train.warmup if phase == TRAIN else 0.0,
+        warmup=train.warmup if phase == first else 0.0,
         weight_decay=train.weight_decay,
         label_smoothing=train.label_smoothing,
         averaging=train.averaging,

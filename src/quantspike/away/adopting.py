@@ -99,9 +99,10 @@ def _unpack(packs: Sequence[Pack], root: Path) -> None:
     Everything is written beside its place first: until that is done, nothing that was there is touched.
     """
     ready: list[tuple[Path, Path | None]] = []
+    outputs = {output: (pack, found) for pack, output, found in _outputs(packs)}  # what k share is in several packs
     try:
         try:
-            for pack, output, found in _outputs(packs):
+            for output, (pack, found) in outputs.items():
                 target = root / output
                 if target.exists() and hash_path(target) == found:
                     continue
@@ -138,7 +139,7 @@ def _remove(path: Path) -> None:
 
 def _enter(packs: Sequence[Pack], repo: Repo, root: Path) -> None:
     """Has DVC write the chains' stages into dvc.lock, all at once, and asks it whether it then finds them unchanged."""
-    stages = [_noted(stage, record) for stage, record in _stages(packs, repo, root)]
+    stages = list({stage.name: _noted(stage, record) for stage, record in _stages(packs, repo, root)}.values())
     stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
     repo._reset()
     changed = [stage.name for stage, _ in _stages(packs, repo, root) if stage.changed(allow_missing=True)]

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from quantspike.errors import QuantspikeError
 from quantspike.paths import Chain
 
-STAGES = ("download", "train", "finetune", "evaluate", "convert", "simulate")
-"""The stages of a chain, in order; the first is shared by all chains of a profile."""
+STAGES = ("download", "pretrain", "train", "finetune", "evaluate", "convert", "simulate")
+"""The stages of a chain, in order; the first is shared by all chains of a profile, the second by every k."""
 
 _ITEM = re.compile(r"\$\{item\.(profile|model|k|seed)\}")
 
@@ -88,6 +88,12 @@ def stages_of(chain: Chain) -> list[Stage]:
         ) from error
 
 
+def owner(stage: str, chain: Chain) -> str:
+    """Whose stage it is: that of a profile, of a network and seed, or of one chain; as in DVC's addresses."""
+    shared = {"download": chain.profile, "pretrain": f"{chain.profile}-{chain.model}-{chain.seed}"}
+    return shared.get(stage, chain.key)
+
+
 def hash_path(path: Path) -> FileHash:
     """The hash of a file or folder.
 
@@ -145,7 +151,7 @@ def _stage(name: str, declared: dict[str, Any], chain: Chain) -> Stage:
     command = _ITEM.sub(lambda match: item[match[1]], declared["cmd"])
     return Stage(
         name=name,
-        address=f"{name}@{chain.profile if name == STAGES[0] else chain.key}",
+        address=f"{name}@{owner(name, chain)}",
         command=command,
         inputs=resolved("deps"),
         params=resolved("params"),

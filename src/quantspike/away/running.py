@@ -24,7 +24,7 @@ from pathlib import Path
 
 from quantspike.away.images import bring_images, check_images
 from quantspike.away.packing import clear_unfinished, find_pack, find_packs, read_pack, write_pack
-from quantspike.away.pipeline import STAGES, FileHash, Stage, hash_path, params_of, stages_of
+from quantspike.away.pipeline import STAGES, FileHash, Stage, hash_path, owner, params_of, stages_of
 from quantspike.away.provenance import FILE, Provenance, StageRecord, differences, parse_provenance, record_differences
 from quantspike.commits import head_commit
 from quantspike.errors import QuantspikeError
@@ -235,8 +235,7 @@ class _Worker:
         return stages_of(Chain(chain.profile, chain.model, chain.k, chain.seed, self._job.root))
 
     def _record_file(self, chain: Chain, stage: str) -> Path:
-        owner = chain.profile if stage == STAGES[0] else chain.key
-        return self._job.work / "records" / f"{owner}.{stage}.json"
+        return self._job.work / "records" / f"{owner(stage, chain)}.{stage}.json"
 
     def _stage(self, chain: Chain, stage: Stage, written: dict[str, FileHash]) -> StageRecord:
         """The record of a stage, which runs unless it is done already."""

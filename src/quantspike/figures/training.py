@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,9 +16,14 @@ from quantspike.figures.accuracy import series_legend
 from quantspike.figures.comparison import Comparison, Series
 from quantspike.figures.style import legend_below, new_figure, plain_numbers, spread_named, style
 
+_LINES: dict[str, Literal["-.", ":"]] = {"pretrain": "-.", "train": ":"}
+"""How the end of each phase that another one follows is drawn."""
+
+_FOLLOWS = {"pretrain": "quantization begins", "train": "fine-tuning begins"}
+
 
 def training(comparison: Comparison) -> Figure:
-    """Loss and accuracy over the epochs of both phases, every k of one network; means over seeds, with bands."""
+    """Loss and accuracy over the epochs of all phases, every k of one network; means over seeds, with bands."""
     with style():
         figure = new_figure(comparison, height=7.0)
         upper, lower = figure.subplots(2, 1, sharex=True)
@@ -27,7 +33,8 @@ def training(comparison: Comparison) -> Figure:
             _draw(lower, series, table, "test_accuracy", 100.0)
             lower.plot(table.index, 100 * table["train_accuracy", "mean"], color=series.color, linewidth=0.9, alpha=0.8)
         for axes in (upper, lower):
-            axes.axvline(_first_phase(comparison) + 0.5, color="gray", linestyle=":", linewidth=1.3)
+            for phase, last in _last_epochs(comparison).items():
+                axes.axvline(last + 0.5, color="gray", linestyle=_LINES[phase], linewidth=1.3)
             axes.grid(axis="y")
         _set_loss_axis(upper, tables)
         upper.set_ylabel("training loss")
@@ -78,18 +85,20 @@ def _set_loss_axis(axes: Axes, tables: Sequence[pd.DataFrame]) -> None:
     plain_numbers(axes.yaxis)
 
 
-def _first_phase(comparison: Comparison) -> int:
-    """Epochs of the first phase."""
+def _last_epochs(comparison: Comparison) -> dict[str, int]:
+    """The last epoch of each phase that another one follows."""
     table = comparison.series[0].runs[0].training
     assert table is not None
-    return int(table.loc[table["phase"] == "train", "epoch"].max())
+    last = table.groupby("phase")["epoch"].max()
+    return {phase: int(last[phase]) for phase in _LINES if phase in last}
 
 
 def _legend(comparison: Comparison) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [series_legend(series) for series in comparison.series]
     handles.append(Line2D([], [], color="gray", linestyle="-", linewidth=2.0, label="test images"))
     handles.append(Line2D([], [], color="gray", linewidth=0.9, alpha=0.8, label="training images, augmented"))
-    handles.append(Line2D([], [], color="gray", linestyle=":", linewidth=1.3, label="fine-tuning begins"))
+    for phase in _last_epochs(comparison):
+        handles.append(Line2D([], [], color="gray", linestyle=_LINES[phase], linewidth=1.3, label=_FOLLOWS[phase]))
     if named := spread_named(comparison.series):
         handles.append(Patch(color="gray", alpha=0.2, linewidth=0, label=named))
     return handles

@@ -21,7 +21,7 @@ OVERVIEW = "overview"
 _CURRENT = f"tags.`{SUPERSEDED}` = 'false'"
 _BY_NAME = "tags.`mlflow.runName`"
 _FIRST = "chosen"
-_SECTIONS = ("final", "snn", "finetune", "train")
+_SECTIONS = ("final", "snn", "finetune", "train", "pretrain")
 _COLUMNS = (
     *("params.`k`", "metrics.`final/ann_accuracy`", "metrics.`final/snn_accuracy`", "metrics.`final/stable_step`"),
     *("metrics.`final/synops`", "metrics.`final/positive_spikes`", "metrics.`final/negative_spikes`"),
