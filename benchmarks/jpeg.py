@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from quantspike.errors import QuantspikeError
 from quantspike.measuring import predict
-from quantspike.params import Precision, check_precision
-from trained_networks import add_chain_arguments, load_chain, share
+from trained_networks import add_chain_arguments, load_chain, precision, share
 from training import machine
 
 QUALITIES = (95, 85, 75, 60, 40)
@@ -54,11 +53,6 @@ def main() -> None:
     if options.json:
         n = {"images": len(images)}
         options.json.write_text(json.dumps({"machine": machine(torch.device("cpu")), "n": n, "rows": rows}, indent=2))
-
-
-def precision(text: str) -> Precision:
-    """fp32 or an integer k."""
-    return check_precision(int(text) if text.isdecimal() else text)
 
 
 def compressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from quantspike.data import Dataset, load_dataset, load_source
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork, load_integer_network
 from quantspike.networks import BATCH_NORM_EPS, Block, QuantizedCNN
-from quantspike.params import Precision, load_params
+from quantspike.params import Precision, check_precision, load_params
 from quantspike.paths import Chain
 
 WEIGHT_BITS = 12
@@ -119,6 +119,11 @@ def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN,
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
     network = load_checkpoint(chain.data / "finetune.safetensors", architecture, k).network
     return network.eval(), dataset
+
+
+def precision(text: str) -> Precision:
+    """fp32 or an integer k."""
+    return check_precision(int(text) if text.isdecimal() else text)
 
 
 def share(hits: Tensor) -> float:
