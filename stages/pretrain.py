@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quantspike import cli
 from quantspike.adam import make_adam
-from quantspike.checkpoints import save_checkpoint, save_no_start
+from quantspike.checkpoints import save_checkpoint, save_no_network
 from quantspike.curves import write_epochs
 from quantspike.data import load_dataset
 from quantspike.devices import resolve_device
@@ -32,7 +32,7 @@ def main(params: Params, chain: Chain) -> None:
         if params.profiles[chain.profile].pretrain.epochs:
             run(params, chain, group)
         elif group.rank == 0:
-            save_no_start(chain.pretrained)
+            save_no_network(chain.pretrained)
             write_epochs(chain.metrics / "pretrain.csv", [])
             print(f"{chain.profile}: nothing to pretrain, every k starts from its initial weights")
 

@@ -3,8 +3,8 @@
 A training that was stopped or killed goes on where its last state was saved, in data/resume/. Under torchrun the
 processes share every batch, and the first one writes.
 
-reads:   data/<profile>/images.safetensors, data/<profile>/<model>-fp32-<seed>/pretrain.safetensors;
-         data, width, pretrain and train of the profile in params.yaml
+reads:   data/<profile>/images.safetensors; if the profile pre-trains, data/<profile>/<model>-fp32-<seed>/
+         pretrain.safetensors; data, width, pretrain and train of the profile in params.yaml
 writes:  data/<profile>/<model>-<k>-<seed>/train.safetensors (weights, batch-norm averages, Adam moments)
          metrics/<profile>/<model>-<k>-<seed>/train.csv (loss and accuracies by epoch)
 """
@@ -36,17 +36,19 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     dataset = load_dataset(chain.dataset)
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
     settings = settings_of(params, chain, TRAIN, device)
-    start = load_start(chain.pretrained, architecture, chain.k)
-    if start is None:
-        network = new_network(architecture, chain.k, chain.seed).to(device)
-        optimizer = make_adam(network, settings.learning_rate, settings.weight_decay)
-    else:
+    pretrained = params.profiles[chain.profile].pretrain.epochs > 0
+    if pretrained:
+        start = load_start(chain.pretrained, architecture, chain.k)
         network = start.network.to(device)
         optimizer = resume_adam(start, settings.learning_rate, settings.weight_decay)
+    else:
+        network = new_network(architecture, chain.k, chain.seed).to(device)
+        optimizer = make_adam(network, settings.learning_rate, settings.weight_decay)
     images, test = splits(dataset, device)
     images, validation = hold_out(images, profile.validation, chain.seed)
     training = Training(network, optimizer, settings, images, test, validation, group)
-    store = resume_store(params, chain, TRAIN, Path(__file__), [chain.dataset, chain.pretrained])
+    inputs = [chain.dataset, chain.pretrained] if pretrained else [chain.dataset]
+    store = resume_store(params, chain, TRAIN, Path(__file__), inputs)
     epochs = run_phase(training, store, params.checkpoint_minutes, watcher(params, chain, TRAIN))
     if group.rank == 0:
         save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training, store))

@@ -69,29 +69,33 @@ def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Che
         QuantspikeError: the file is absent or damaged, of another version, holds another network
             or a weight that is not finite.
     """
-    return _checkpoint(path, *load_tensors(path, FORMAT, VERSION), architecture, k)
+    header, tensors = load_tensors(path, FORMAT, VERSION)
+    _check_header(path, header, _identity(architecture, k))
+    network = QuantizedCNN(architecture, k)
+    state = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise QuantspikeError(f"{path} does not hold the weights its header announces: {error}") from error
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise QuantspikeError(f"{path}: {name} holds a value that is not finite; train again")
+    moments = {name: value for name, value in tensors.items() if name.startswith("adam.")}
+    return Checkpoint(path, network, moments, json.loads(str(header.get("made_with", "{}"))))
 
 
-def save_no_start(path: Path) -> None:
-    """Writes that a network starts from its initial weights; unlike these, the file is the same on every machine."""
+def save_no_network(path: Path) -> None:
+    """Writes a file that holds no network, where there has to be a file."""
     save_tensors(path, FORMAT, VERSION, {"network": "none"}, {})
 
 
-def load_start(path: Path, architecture: Architecture, k: Precision) -> Checkpoint | None:
-    """Reads what a network is to start from, with its Adam moments; None for its initial weights.
-
-    Args:
-        path: file of a network in full precision, or as `save_no_start` writes it.
-        architecture: the layers it must have.
-        k: the precision that it is given.
+def load_start(path: Path, architecture: Architecture, k: Precision) -> Checkpoint:
+    """Reads a network in full precision, with its Adam moments, and gives its activations the precision k.
 
     Raises:
         QuantspikeError: see `load_checkpoint`.
     """
-    header, tensors = load_tensors(path, FORMAT, VERSION)
-    if header.get("network") == "none":
-        return None
-    checkpoint = _checkpoint(path, header, tensors, architecture, "fp32")
+    checkpoint = load_checkpoint(path, architecture, "fp32")
     return replace(checkpoint, network=with_precision(checkpoint.network, k))
 
 
@@ -112,23 +116,6 @@ def resume_adam(checkpoint: Checkpoint, learning_rate: float, weight_decay: floa
     except QuantspikeError as error:
         raise QuantspikeError(f"{checkpoint.path}: {error}; train again") from error
     return optimizer
-
-
-def _checkpoint(
-    path: Path, header: Header, tensors: dict[str, Tensor], architecture: Architecture, k: Precision
-) -> Checkpoint:
-    _check_header(path, header, _identity(architecture, k))
-    network = QuantizedCNN(architecture, k)
-    state = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise QuantspikeError(f"{path} does not hold the weights its header announces: {error}") from error
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise QuantspikeError(f"{path}: {name} holds a value that is not finite; train again")
-    moments = {name: value for name, value in tensors.items() if name.startswith("adam.")}
-    return Checkpoint(path, network, moments, json.loads(str(header.get("made_with", "{}"))))
 
 
 def _identity(architecture: Architecture, k: Precision) -> Header:
