@@ -26,7 +26,7 @@ for name in ("profile", "model", "k", "seed"):
     parser.add_argument(f"--{name}")
 options = parser.parse_args()
 root, stage = Path(options.params).parent, Path(sys.argv[0]).stem
-chain = f"{options.model}-{options.k}-{options.seed}"
+chain = f"{options.model}-{options.k or 'fp32'}-{options.seed}"
 data, metrics = root / "data" / options.profile / chain, root / "metrics" / options.profile / chain
 state = root / "data" / "resume" / f"{options.profile}-{chain}"
 project = Path(__file__).parents[1]
@@ -51,6 +51,9 @@ if stage == "train" and (project / "slow.txt").exists() and not state.exists():
     time.sleep(60)
 if stage == "download":
     write(root / "data" / options.profile / "images.safetensors", (project / "images.txt").read_text())
+elif stage == "pretrain":
+    write(data / "pretrain.safetensors", "no network")
+    write(metrics / "pretrain.csv", "epoch,test_accuracy\\n")
 elif stage in ("train", "finetune"):
     write(data / f"{stage}.safetensors", f"weights of {chain} after {stage}")
     accuracy = (project / "accuracy.txt").read_text()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from make_results import data_set, make_chain, make_made_with, make_params
+from make_results import data_set, make_chain, make_made_with, make_params, make_pretraining
 from quantspike.figures import FIGURES, Comparison, compare_results
 from quantspike.params import Energy, Model, Params, Precision
 from quantspike.paths import chains
@@ -30,6 +30,13 @@ SHORT: dict[str, Any] = {
 }
 """A training of few epochs."""
 
+PRETRAINED: dict[str, Any] = {
+    "pretrain": {"epochs": 4},
+    "train": {"epochs": 2, "learning_rate": 1e-3, "batch_size": 200},
+    "finetune": {"epochs": 1, "learning_rate": 1e-4},
+}
+"""A training of which every k shares the first epochs."""
+
 LONG_NAME = "IMAGES_" + "OF_A_LONG_NAME_" * 4 + ".tar.gz"
 
 CASES: dict[str, dict[str, Any]] = {
@@ -39,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "many k": {"k": ("fp32", *range(8)), "seed": (0, 1, 2)},
     "one k": {"k": (1,), "steps": 30, **DIGITS},
     "fp32": {"k": ("fp32",)},
+    "pretrained": {"k": ("fp32", 1), **DIGITS, **PRETRAINED},
     "one step": {"k": (0, 1), "steps": 1, **DIGITS},
     "seven steps of few layers": {"k": ("fp32", 3, 0), "steps": 7, "layers": "8C3-P2-16", **DIGITS, **SHORT},
 }
@@ -63,6 +71,8 @@ def make_project(
     made_with = make_made_with() | {"settings": settings.training_settings}
     for chain in chains(params, root):
         make_chain(chain, images, steps, epochs, made_with, params.architecture(chain.profile, chain.model))
+        if settings.pretrain.epochs:
+            make_pretraining(chain, settings.pretrain.epochs)
     return params
 
 

@@ -98,6 +98,12 @@ def make_chain(
         _write_csv(chain.metrics / "layers.csv", ["step", "layer", "neurons", *COUNTS], [])
 
 
+def make_pretraining(chain: Chain, epochs: int) -> None:
+    """Gives the chains of all k of a network the curve of the pre-training that they share."""
+    rows = [[e, 3.0 / e, 1 - 1 / (e + 2), "", 1 - 1 / (e + 1), 1e-3, 9.5] for e in range(1, epochs + 1)]
+    _write_csv(chain.full_precision.metrics / "pretrain.csv", TRAINING, rows)
+
+
 def weights(architecture: Architecture) -> int:
     """Weights of all layers and of the classifier."""
     kernels = sum(layer.out_channels * layer.in_channels * layer.kernel**2 for layer in architecture.layers)

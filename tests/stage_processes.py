@@ -17,6 +17,7 @@ from typing import Any
 STAGES = Path(__file__).parents[1] / "stages"
 
 CHAIN = ["--params", "params.yaml", "--profile", "tiny", "--model", "small", "--k", "1", "--seed", "0"]
+ALL_K = ["--params", "params.yaml", "--profile", "tiny", "--model", "small", "--seed", "0"]
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:

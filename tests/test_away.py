@@ -84,7 +84,7 @@ def test_a_bare_machine_makes_results_which_dvc_takes_for_its_own(
     monkeypatch.chdir(project)
     main(["adopt", "build/packs"])  # asks DVC whether it finds the chain unchanged
     locked = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
-    assert list(locked) == [f"{stage}@tiny-small-1-0" for stage in STAGES]
+    assert list(locked) == ["pretrain@tiny-small-0", *(f"{stage}@tiny-small-1-0" for stage in STAGES)]
 
 
 @pytest.mark.parametrize(

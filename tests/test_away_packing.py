@@ -67,6 +67,7 @@ def test_a_pack_holds_results_integer_network_and_provenance_and_no_large_files(
         f"{metrics}/snn.csv",
         f"{metrics}/snn.json",
         f"{metrics}/train.csv",
+        "metrics/demo/small-fp32-0/pretrain.csv",  # which every k shares
         "provenance.json",
     ]
     pack = read_pack([packed])

@@ -51,7 +51,7 @@ def test_what_is_no_pipeline_of_this_form_is_refused(tmp_path: Path) -> None:
 
 def test_params_that_are_missing_are_named(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
-    train = stages_of(Chain("demo", "small", 1, 0, project))[1]
+    train = stages_of(Chain("demo", "small", 1, 0, project))[2]
     (project / "params.yaml").write_text("models: {small: {}}\nprofiles: {demo: {width: 1}}\n")
     with pytest.raises(QuantspikeError, match=r"lacks profiles\.demo\.data\.crop, which train@demo-small-1-0 reads"):
         params_of(train, project / "params.yaml")

@@ -12,7 +12,15 @@ from torch import Tensor
 from quantspike import tensors
 from quantspike.adam import make_adam
 from quantspike.architecture import Architecture
-from quantspike.checkpoints import FORMAT, VERSION, load_checkpoint, resume_adam, save_checkpoint
+from quantspike.checkpoints import (
+    FORMAT,
+    VERSION,
+    load_checkpoint,
+    load_start,
+    resume_adam,
+    save_checkpoint,
+    save_no_network,
+)
 from quantspike.errors import QuantspikeError
 from quantspike.networks import QuantizedCNN, new_network
 from quantspike.tensors import load_tensors, save_tensors
@@ -58,6 +66,28 @@ def test_a_network_comes_back_to_the_last_bit(k: int | str, tmp_path: Path) -> N
         assert torch.equal(loaded.state_dict()[name], value)
         assert loaded.state_dict()[name].dtype == value.dtype
     assert (loaded.k, loaded.architecture, loaded.training) == (k, ARCHITECTURE, True)
+
+
+def test_a_network_in_full_precision_starts_one_of_another_precision_with_its_moments(tmp_path: Path) -> None:
+    network, adam = stepped("fp32")
+    save_checkpoint(tmp_path / "x", network, adam)
+    start = load_start(tmp_path / "x", ARCHITECTURE, 2)
+    assert (start.network.k, start.network.training) == (2, True)
+    for name, value in network.state_dict().items():
+        assert torch.equal(start.network.state_dict()[name], value)
+    resumed = resume_adam(start, 1e-4)
+    for before, after in zip(network.parameters(), start.network.parameters(), strict=True):
+        assert torch.equal(resumed.state[after]["exp_avg"], adam.state[before]["exp_avg"])
+    images = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+    assert all(torch.equal(layer * 4, (layer * 4).round()) for layer in start.network.eval().activations(images))
+
+
+def test_only_a_network_in_full_precision_starts_others(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantspikeError, match="holds a network with k = 1, but fp32 is asked for: run dvc repro"):
+        load_start(path, ARCHITECTURE, 1)
+    save_no_network(tmp_path / "none")
+    with pytest.raises(QuantspikeError, match=r"with layers = None, but 4C3-P2-5 is asked for: run dvc repro"):
+        load_start(tmp_path / "none", ARCHITECTURE, 1)
 
 
 def test_the_moments_come_back_to_the_last_bit(path: Path) -> None:

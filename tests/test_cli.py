@@ -216,7 +216,8 @@ def test_of_several_processes_only_the_first_says_why_it_has_ended_but_all_exit_
     ("stage", "files"),
     [
         ("download", ["data/<profile>/images.safetensors"]),
-        ("train", ["data/<profile>/images.safetensors", "train.safetensors", "train.csv"]),
+        ("pretrain", ["data/<profile>/images.safetensors", "pretrain.safetensors", "pretrain.csv"]),
+        ("train", ["data/<profile>/images.safetensors", "pretrain.safetensors", "train.safetensors", "train.csv"]),
         ("finetune", ["train.safetensors", "finetune.safetensors", "finetune.csv"]),
         ("evaluate", ["finetune.safetensors", "ann.json", "evaluate.safetensors"]),
         ("convert", ["finetune.safetensors", "integer/network.safetensors", "conversion.json"]),

@@ -50,6 +50,15 @@ def test_a_line_stands_where_fine_tuning_begins() -> None:
             assert list(begin.get_xdata()) == [place, place]
 
 
+def test_a_line_stands_where_each_k_goes_on_from_what_all_share() -> None:
+    figure = figure_of("training", "pretrained")
+    for axes in figure.axes:
+        (own,), (fine,) = lines_of(axes, linestyle="-."), lines_of(axes, linestyle=":")
+        assert (own.get_xdata()[0], fine.get_xdata()[0]) == (4.5, 6.5)  # 4 shared epochs, then 2 and 1 of each k
+    assert legend_of(figure)[-2:] == ["quantization begins", "fine-tuning begins"]
+    assert figure.axes[1].get_xlim() == (0.5, 7.5)
+
+
 def test_the_axis_spans_all_epochs_whether_many_or_few() -> None:
     assert figure_of("training", "published").axes[1].get_xlim() == (0.5, 200.5)
     assert figure_of("training", "seeds of digits").axes[1].get_xlim() == (0.5, 8.5)

@@ -31,7 +31,7 @@ from quantspike.params import load_params
 from quantspike.paths import Chain
 from quantspike.phases import CODE, resume_store
 from quantspike.training import FINETUNE, TRAIN, Training
-from stage_processes import CHAIN, STAGES, run_stage, start, start_stage, wait_until
+from stage_processes import ALL_K, CHAIN, STAGES, run_stage, start, start_stage, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="this system has no signals that a process could be sent")
 
@@ -96,7 +96,7 @@ def left(folder: Path) -> list[str]:
 def here(folder: Path, stage: str = "train") -> None:
     """Runs a stage in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{stage}.py", *CHAIN])
+        patch.setattr(sys, "argv", [f"{stage}.py", *(ALL_K if stage == "pretrain" else CHAIN)])
         patch.chdir(folder)
         runpy.run_path(str(STAGES / f"{stage}.py"), run_name="__main__")
 
@@ -339,6 +339,46 @@ def test_fine_tuning_goes_on_too(reference: Reference, project: Path) -> None:
     assert len(states(project, "finetune")) > 0
     here(project, "finetune")
     assert results(project, "finetune") == undisturbed
+
+
+def write_pretraining(folder: Path, **train: Any) -> None:
+    changed = content(**train)
+    changed["profiles"]["tiny"]["pretrain"] = {"epochs": 3, "learning_rate": 0.01}
+    (folder / "params.yaml").write_text(yaml.safe_dump(changed))
+
+
+def pretrained(folder: Path) -> tuple[bytes, list[list[str]]]:
+    """Weights and curve, but for its seconds."""
+    with (folder / "metrics/tiny/small-fp32-0/pretrain.csv").open(newline="") as file:
+        curve = [row[:-1] for row in csv.reader(file)]
+    return (folder / "data/tiny/small-fp32-0/pretrain.safetensors").read_bytes(), curve
+
+
+def test_pretraining_goes_on_too_and_is_not_done_again_for_what_each_k_does_alone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pretraining(project)
+    here(project, "pretrain")
+    undisturbed = pretrained(project)
+    shutil.rmtree(project / "data" / "resume")
+    (project / "data/tiny/small-fp32-0/pretrain.safetensors").unlink()
+    stopped(project, 2, "pretrain")
+    here(project, "pretrain")
+    assert pretrained(project) == undisturbed
+    here(project)
+    # As dvc has it, which deletes what the stage wrote and runs it again when anything in `train` has changed
+    for change in ({"epochs": 2}, {"learning_rate": 1e-4}, {"schedule": "linear"}):
+        write_pretraining(project, **change)
+        (project / "data/tiny/small-fp32-0/pretrain.safetensors").unlink()
+        capsys.readouterr()
+        here(project, "pretrain")
+        assert capsys.readouterr().out.startswith("goes on after the last epoch")
+        assert pretrained(project) == undisturbed
+    write_pretraining(project, batch_size=60)
+    capsys.readouterr()
+    here(project, "pretrain")
+    assert not capsys.readouterr().out.startswith("goes on")
+    assert pretrained(project) != undisturbed
 
 
 @pytest.mark.parametrize("end", ["stopped", "results refused"])

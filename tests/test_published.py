@@ -135,6 +135,10 @@ def test_every_departure_from_the_protocol_is_named_with_both_values() -> None:
     ]
 
 
+def test_pretraining_departs_from_the_protocol() -> None:
+    assert departures(make_params(pretrain={"epochs": 16}).profiles["paper"]) == ["pretrain.epochs 16 (0)"]
+
+
 def test_the_recipe_is_named_with_everything_it_changes() -> None:
     params = make_params(train=PAPER | {"recipe": "strong"})
     assert departures(params.profiles["paper"]) == [

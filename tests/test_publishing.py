@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from make_results import make_chain, make_params
+from make_results import make_chain, make_made_with, make_params, make_pretraining
 from quantspike.palette import color_of
 from quantspike.params import Params
 from quantspike.paths import Chain, chains
@@ -75,6 +75,22 @@ def test_epochs_of_the_second_phase_count_on_from_the_first(tmp_path: Path) -> N
     assert run.curves["train/loss"][:3] == [(1, 1.5), (2, 0.75), (3, 0.5)]  # 1.5 / epoch
     assert [step for step, _ in run.curves["finetune/loss"]] == list(range(101, 201))
     assert run.seconds == 1900.0  # 200 epochs of 9.5 s
+
+
+def test_a_run_shows_the_training_that_every_k_shares(tmp_path: Path) -> None:
+    params = make_params(k=[1], pretrain={"epochs": 3})
+    (chain,) = chains(params, tmp_path)
+    make_chain(chain, made_with=make_made_with(settings=params.profiles["paper"].training_settings))
+    make_pretraining(chain, epochs=3)
+    (run,) = tracked_runs(read_finished([chain], params), params, tmp_path)
+    assert run.curves["pretrain/loss"] == [(1, 3.0), (2, 1.5), (3, 1.0)]
+    assert run.curves["train/loss"][0] == (4, 1.5)
+    assert run.curves["finetune/loss"][-1][0] == 203
+    assert (tmp_path / "metrics/paper/cnn1-fp32-0/pretrain.csv", "metrics") in run.artifacts
+    assert run.seconds == 203 * 9.5
+    assert run.params["pretrain.epochs"] == 3
+    (alone,) = tracked(make_params(k=[1]), tmp_path / "alone")
+    assert {name for name in alone.params if name.startswith("pretrain.")} == {"pretrain.epochs"}
 
 
 def test_final_measures_are_those_of_the_result_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from make_results import data_set, make_chain, make_made_with, make_params
+from make_results import data_set, make_chain, make_made_with, make_params, make_pretraining
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.paths import Chain, chains
@@ -86,6 +86,30 @@ def test_epochs_count_on_over_both_phases(results: list[ChainResult]) -> None:
     assert training["epoch"].tolist() == list(range(1, 201))
     assert training["phase"].tolist() == ["train"] * 100 + ["finetune"] * 100
     assert training["validation_accuracy"].isna().all()
+
+
+def test_what_every_k_shares_comes_first_in_its_training(tmp_path: Path) -> None:
+    phases = {
+        "pretrain": {"epochs": 3},
+        "train": PAPER | {"epochs": 2},
+        "finetune": {"epochs": 1, "learning_rate": 1e-4},
+    }
+    params = make_params(k=("fp32", 1), **phases)
+    made_with = make_made_with(settings=params.profiles["paper"].training_settings)
+    grid = chains(params, tmp_path)
+    for chain in grid:
+        make_chain(chain, epochs=(2, 1), made_with=made_with)
+    shared = tmp_path / "metrics" / "paper" / "cnn1-fp32-0" / "pretrain.csv"
+    assert [missing_files(chain, params) for chain in grid] == [[shared], [shared]]
+    make_pretraining(grid[1], epochs=3)
+    for result in (results := read_all(grid, params)):
+        assert result.training["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+        assert result.training["phase"].tolist() == ["pretrain"] * 3 + ["train"] * 2 + ["finetune"]
+        assert result.training["loss"].tolist()[:4] == [3.0, 1.5, 1.0, 1.5]  # 3 / epoch, then 1.5 / epoch
+    before = sources_table(results)
+    shared.write_text(shared.read_text().replace("3.0", "3.5"))
+    changed = before[before["sha256"] != sources_table(results)["sha256"]]
+    assert changed["file"].tolist() == ["pretrain.csv"] * 2
 
 
 def test_the_runs_have_the_columns_in_their_order_and_the_grid_s_rows(results: list[ChainResult]) -> None:

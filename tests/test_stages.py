@@ -25,6 +25,7 @@ from quantspike.params import load_params
 
 STAGES = Path(__file__).parents[1] / "stages"
 CHAIN_STAGES = ("train", "finetune", "evaluate", "convert", "simulate")
+START = ["--profile", "tiny", "--model", "small", "--seed", "0"]
 
 TRAINING = ["epoch", "loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds"]
 STEPS = ["step", "accuracy", "positive_spikes", "negative_spikes", "net_spikes", "synops", "settled"]
@@ -75,6 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after all stages: k = 1 in processes of their own, fp32 in this one."""
     folder = make_project(tmp_path_factory.mktemp("project"))
     in_a_process(folder, "download", "--params", "params.yaml", "--profile", "tiny")
+    in_a_process(folder, "pretrain", "--params", "params.yaml", *START)
     for stage in CHAIN_STAGES:
         in_a_process(folder, stage, "--params", "params.yaml", *chain_arguments(folder, 1)[2:])
     for stage in CHAIN_STAGES:
@@ -129,6 +131,7 @@ def test_all_files_are_there_and_nothing_else(project: Path) -> None:
     results += ["metrics.json", "train.csv"]
     wanted = ["params.yaml", "data/tiny/images.safetensors", "data/tiny/small-1-0/integer/network.safetensors"]
     wanted += [f"metrics/tiny/small-1-0/logs/k1/{name}" for name in LOGS]
+    wanted += ["data/tiny/small-fp32-0/pretrain.safetensors", "metrics/tiny/small-fp32-0/pretrain.csv"]
     # DVC wants every out of a stage to exist, so full precision has these folders too, with a note in them.
     wanted += ["data/tiny/small-fp32-0/integer/none.txt", "metrics/tiny/small-fp32-0/logs/kfp32/none.txt"]
     for chain in ("small-1-0", "small-fp32-0"):
@@ -325,6 +328,42 @@ def test_a_stage_without_images_names_the_download(stage: str, tmp_path: Path) -
     make_project(tmp_path)
     with pytest.raises(SystemExit, match=r"^error: .*images\.safetensors is not there: run the download stage"):
         in_this_process(stage, *chain_arguments(tmp_path, 1))
+
+
+@pytest.fixture
+def pretraining(fresh: Path) -> Path:
+    """The same with a profile of two shared epochs, after which the weights of each k do not move."""
+    content = copy.deepcopy(PARAMS)
+    content["profiles"]["tiny"]["pretrain"] = {"epochs": 2, "learning_rate": 0.003}
+    content["profiles"]["tiny"]["train"]["learning_rate"] = 1e-12
+    (fresh / "params.yaml").write_text(yaml.safe_dump(content))
+    return fresh
+
+
+@pytest.mark.parametrize("k", [1, "fp32"])
+def test_every_k_goes_on_from_what_was_pretrained(k: int | str, pretraining: Path) -> None:
+    in_this_process("pretrain", "--params", str(pretraining / "params.yaml"), *START)
+    in_this_process("train", *chain_arguments(pretraining, k))
+    assert [row["epoch"] for row in table(metrics(pretraining, "fp32") / "pretrain.csv")] == ["1", "2"]
+    architecture = load_params(pretraining / "params.yaml").architecture("tiny", "small", image_channels=1)
+    data = pretraining / "data" / "tiny"
+    before = load_checkpoint(data / "small-fp32-0" / "pretrain.safetensors", architecture, "fp32")
+    after = load_checkpoint(data / f"small-{k}-0" / "train.safetensors", architecture, k)
+    for one, other in zip(before.network.parameters(), after.network.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-9)
+    # (1437 - 100) / 50 images make 27 steps an epoch: two that are shared, then one.
+    assert (before.moments["adam.step"].item(), after.moments["adam.step"].item()) == (54, 81)
+    settings = after.made_with["settings"]
+    assert {name: value for name, value in settings.items() if name.startswith("pretrain.")} == {
+        **{"pretrain.epochs": 2, "pretrain.learning_rate": 0.003, "pretrain.schedule": "constant"}
+    }
+    assert not [name for name in before.made_with["settings"] if name.startswith("finetune.")]
+
+
+def test_without_the_pretrained_network_a_stage_says_which_file_it_wants(pretraining: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*small-fp32-0/pretrain\.safetensors is not there: run the stage"):
+        in_this_process("train", *chain_arguments(pretraining, 1))
+    assert files(pretraining) == [LOCK, "data/tiny/images.safetensors", "params.yaml"]
 
 
 def test_a_crop_beyond_the_images_is_refused_by_the_download(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from conftest import PARAMS
 from quantspike import phases
 from quantspike.display import Display
 from quantspike.tracking import LiveRun, PublishReport, live, publish
-from stage_processes import CHAIN, STAGES, limit_files, wait_until
+from stage_processes import ALL_K, CHAIN, STAGES, limit_files, wait_until
 from tracking_processes import (
     LOCAL,
     ResultFiles,
@@ -464,6 +464,24 @@ def test_a_chain_is_one_run_from_its_first_epoch_to_its_published_results(
     # Result files have fewer digits.
     for name, curve in shown.items():
         assert points_of(uri, run, name) == [(step, pytest.approx(value, abs=1e-4)) for step, value in curve]
+
+
+def test_what_every_k_shares_shows_in_the_run_in_full_precision_which_goes_on(project: Path, uri: str) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["profiles"]["tiny"]["pretrain"]["epochs"] = 3
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    full, quantized = "tiny-small-fp32-0", "tiny-small-1-0"
+    stage(project, "pretrain", ALL_K)
+    first = the_run(uri, full)
+    assert [step for step, _ in points(uri, full, "pretrain/loss")] == [1, 2, 3]
+    stage(project, "train")
+    stage(project, "finetune")
+    assert the_run(uri, full).info.run_id == first.info.run_id
+    assert [step for step, _ in points(uri, full, "train/loss")] == [4, 5]
+    assert [step for step, _ in points(uri, full, "finetune/loss")] == [6]
+    stage(project, "train", CHAIN)
+    assert [step for step, _ in points(uri, quantized, "train/loss")] == [4, 5]
+    assert the_run(uri, full).info.run_id == first.info.run_id
 
 
 def test_a_stage_that_is_stopped_says_so_and_goes_on_in_the_same_run(

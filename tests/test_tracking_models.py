@@ -27,7 +27,7 @@ from quantspike.paths import Chain
 from quantspike.publishing import publish_results, tracked_runs
 from quantspike.results import read_chain
 from quantspike.tracking import PublishReport, TrackedModel, TrackedRun, publish
-from stage_processes import CHAIN, STAGES
+from stage_processes import ALL_K, CHAIN, STAGES
 from tracking_processes import (
     LINEAR,
     ResultFiles,
@@ -67,12 +67,13 @@ class Project:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp(SOMEBODY)
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    stages = ("download", "train", "finetune", "evaluate", "convert", "simulate")
+    stages = ("download", "pretrain", "train", "finetune", "evaluate", "convert", "simulate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTSPIKE_TRACKING", "off")
         patch.chdir(folder)
         for stage in stages:
-            patch.setattr(sys, "argv", [f"{stage}.py", *(CHAIN[:4] if stage == "download" else CHAIN)])
+            arguments = {"download": CHAIN[:4], "pretrain": ALL_K}.get(stage, CHAIN)
+            patch.setattr(sys, "argv", [f"{stage}.py", *arguments])
             runpy.run_path(str(STAGES / f"{stage}.py"), run_name="__main__")
     return Project(folder)
 

@@ -32,6 +32,7 @@ from quantspike.params import Precision
 from quantspike.recipes import RECIPES
 from quantspike.training import (
     FINETUNE,
+    PRETRAIN,
     TRAIN,
     Epoch,
     NotFiniteError,
@@ -911,6 +912,17 @@ def test_each_phase_takes_its_own_epochs_rate_and_schedule_and_the_first_one_the
     for phase, own in ((TRAIN, first_phase), (FINETUNE, second_phase)):
         settings = phase_settings(profile, phase, 11, autocast=True, compile=False)
         assert settings == Settings(phase=phase, augmentation=varied, **both, **own)
+
+
+def test_the_rate_rises_in_the_first_phase_that_there_is() -> None:
+    train = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 50, "warmup": 0.25, "schedule": "cosine"}
+    profile = make_params(train=train, pretrain={"epochs": 3, "learning_rate": 4e-3}).profiles["paper"]
+    phases = [phase_settings(profile, phase, 0, autocast=False, compile=False) for phase in (PRETRAIN, TRAIN, FINETUNE)]
+    assert [settings.epochs for settings in phases] == [3, 2, 100]
+    assert [settings.learning_rate for settings in phases] == [4e-3, 1e-3, 1e-4]
+    assert [settings.schedule for settings in phases] == ["constant", "cosine", "constant"]
+    assert [settings.warmup for settings in phases] == [0.25, 0.0, 0.0]
+    assert {(settings.batch_size, settings.augmentation) for settings in phases} == {(50, phases[1].augmentation)}
 
 
 def test_the_defaults_of_a_phase_are_the_published_protocol() -> None:
