@@ -38,10 +38,10 @@ demo: $(READY)
 	  dvc status --quiet publish; } || $(MAKE) --no-print-directory run-demo
 	@python -m quantspike.show --profile demo
 
-# Most of the demo's time is starting Python, so its chains run two at a time, each on one core. They share only
-# the images, which come first.
+# Most of the demo's time is starting Python, so its chains run two at a time, each on one core. What they share comes
+# first.
 run-demo:
-	dvc repro download@demo
+	dvc repro --glob 'pretrain@demo-*'
 	dvc stage list --name-only | sed -n 's/^simulate@\(demo-.*\)/\1/p' | OMP_NUM_THREADS=1 xargs -P 2 -I {} \
 	  dvc --wait-for-lock repro --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
 	dvc repro --glob 'plot@demo-*'
