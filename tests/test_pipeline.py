@@ -47,7 +47,7 @@ def set_grid(folder: Path, k: list[int | str], weight_bits: int = 12) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-@pytest.mark.parametrize("stage", ["train", "finetune"])
+@pytest.mark.parametrize("stage", ["pretrain", "train", "finetune"])
 def test_code_that_makes_a_saved_training_stale_is_code_that_dvc_watches(stage: str) -> None:
     dependencies = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][stage]["deps"]
     package = "src/quantspike/"
@@ -73,7 +73,7 @@ def test_a_new_k_runs_only_its_own_chain_and_what_shows_all(project: Path) -> No
     chain = ["train", "finetune", "evaluate", "convert", "simulate"]
     first = stages_run(run(project, "dvc", "repro"))
     expected = ["download@demo", *(f"{stage}@demo-cnn1-{k}-0" for stage in chain for k in (0, "fp32"))]
-    assert sorted(first) == sorted([*expected, "plot@demo-cnn1", "publish"])
+    assert sorted(first) == sorted([*expected, "pretrain@demo-cnn1-0", "plot@demo-cnn1", "publish"])
 
     set_grid(project, [0, "fp32", 3])
     second = stages_run(run(project, "dvc", "repro"))

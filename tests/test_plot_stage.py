@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from draw_figures import DIGITS, SHORT, make_project
+from draw_figures import DIGITS, PRETRAINED, SHORT, make_project
 from make_results import make_chain, make_params
 from quantspike.errors import QuantspikeError
 from quantspike.figures import FIGURES
 from quantspike.palette import color_of
 from quantspike.params import LARGEST_K, Precision
 from quantspike.paths import chains
-from quantspike.results import read_all
+from quantspike.results import read_all, result_files
 from quantspike.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -221,11 +221,12 @@ ANCHORS = {
 
 def columns_of(path: str, tmp_path: Path) -> list[str]:
     """Columns of the table that a chart is drawn of."""
-    params = make_project(tmp_path, k=(1,), steps=5, **DIGITS, **SHORT)
+    params = make_project(tmp_path, k=(1,), steps=5, **DIGITS, **PRETRAINED)
     grid = chains(params, tmp_path)
     if path.startswith("plots/"):
         return list(TABLES[Path(path).stem](read_all(grid, params)).columns)
-    return list(pd.read_csv(grid[0].metrics / Path(path).name).columns)
+    (place,) = [place for place in result_files(grid[0], params.profiles["paper"]) if place.name == Path(path).name]
+    return list(pd.read_csv(place).columns)
 
 
 def values_of(content: Any, key: str | None = None) -> Iterator[str]:
@@ -242,7 +243,7 @@ def values_of(content: Any, key: str | None = None) -> Iterator[str]:
 
 def test_every_template_is_used_and_every_one_that_is_used_is_there() -> None:
     assert {chart["template"] for chart in CHARTS.values() if "template" in chart} == set(TEMPLATES)
-    assert len(CHARTS) == 8  # train, finetune, snn and layers of a chain; four long tables of a network
+    assert len(CHARTS) == 9  # pretrain, train, finetune, snn and layers of a chain; four long tables of a network
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
