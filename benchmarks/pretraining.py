@@ -31,6 +31,7 @@ from quantspike.networks import QuantizedCNN, new_network, with_precision
 from quantspike.params import Precision, Profile
 from quantspike.training import PRETRAIN, TRAIN, Training, phase_settings
 from trained_networks import load_images, precision
+from training import machine
 
 CROP = 24
 
@@ -58,14 +59,18 @@ def main() -> None:
 
 def measure(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One entry per k and way, written as they come."""
-    runs: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
+    chosen = {name: value for name, value in vars(options).items() if name not in ("data", "json", "k")}
+    found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    if found and found["options"] != chosen:
+        raise QuantspikeError(f"{options.json} holds runs with {found['options']}, not {chosen}: name another file")
+    runs: list[dict[str, Any]] = found.get("runs", [])
     done = {(run["k"], run["shared"]) for run in runs}
     trainer = Trainer(dataset, options)
     for shared in (options.shared, 0):
         for k in options.k:
             if (k, shared) not in done:
                 runs.append({"k": k, "shared": shared, **trainer.train(k, shared)})
-                write_json(options.json, runs)
+                write_json(options.json, {"machine": machine(trainer.device), "options": chosen, "runs": runs})
                 print(runs[-1], flush=True)
     return runs
 
@@ -74,7 +79,7 @@ class Trainer:
     """Trains networks of one architecture on the same images, and pre-trains one of them when it is first needed."""
 
     def __init__(self, dataset: Dataset, options: argparse.Namespace) -> None:
-        self._options, self._device = options, resolve_device("auto")
+        self._options, self.device = options, resolve_device("auto")
         self._architecture = Architecture.parse(
             options.layers,
             image_size=CROP,
@@ -82,29 +87,29 @@ class Trainer:
             classes=dataset.classes,
             width=options.width,
         )
-        rest, held = hold_out(splits(dataset, self._device)[0], options.held_out, seed=0)
+        rest, held = hold_out(splits(dataset, self.device)[0], options.held_out, seed=0)
         assert held is not None
         self._images, self._held_out = rest.part(slice(options.images)), held
         self._pretrained: tuple[QuantizedCNN, dict[str, torch.Tensor]] | None = None
 
     def train(self, k: Precision, shared: int) -> dict[str, Any]:
-        """Trains a network of one k; gives the held-out accuracy after each of its own epochs."""
-        start = time.perf_counter()
+        """Trains a network of one k; gives the held-out accuracy after each of its own epochs, and what they took."""
         profile = self._profile(shared)
         if shared == 0:
-            network = new_network(self._architecture, k, 0).to(self._device)
+            network = new_network(self._architecture, k, 0).to(self.device)
             optimizer = make_adam(network, self._options.rate, profile.train.weight_decay)
         else:
             pretrained, moments = self._pretrain(profile)
-            network = with_precision(pretrained, k).to(self._device)
+            network = with_precision(pretrained, k).to(self.device)
             optimizer = make_adam(network, self._options.rate, profile.train.weight_decay)
             restore_adam(network, optimizer, moments)
+        start = time.perf_counter()
         accuracies = self._run(network, optimizer, profile, TRAIN)
         return {"accuracies": accuracies, "seconds": time.perf_counter() - start}
 
     def _pretrain(self, profile: Profile) -> tuple[QuantizedCNN, dict[str, torch.Tensor]]:
         if self._pretrained is None:
-            network = new_network(self._architecture, "fp32", 0).to(self._device)
+            network = new_network(self._architecture, "fp32", 0).to(self.device)
             optimizer = make_adam(network, self._options.rate, profile.train.weight_decay)
             self._run(network, optimizer, profile, PRETRAIN)
             self._pretrained = network, copy.deepcopy(adam_tensors(network, optimizer))
@@ -113,7 +118,7 @@ class Trainer:
     def _run(
         self, network: QuantizedCNN, optimizer: torch.optim.Optimizer, profile: Profile, phase: int
     ) -> list[float]:
-        settings = phase_settings(profile, phase, 0, autocast=multiplies_bf16(self._device), compile=False)
+        settings = phase_settings(profile, phase, 0, autocast=multiplies_bf16(self.device), compile=False)
         epochs = Training(network, optimizer, settings, self._images, self._held_out).run()
         return [epoch.test_accuracy for epoch in epochs]
 

@@ -52,9 +52,8 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     store = resume_store(params, chain, FINETUNE, Path(__file__), [chain.dataset, trained])
     epochs = run_phase(training, store, params.checkpoint_minutes, watcher(params, chain, FINETUNE))
     if group.rank == 0:
-        save_checkpoint(
-            chain.data / "finetune.safetensors", network, made_with=made_with(params, chain, training, store)
-        )
+        origin = made_with(params, chain, training, store, checkpoint)
+        save_checkpoint(chain.data / "finetune.safetensors", network, made_with=origin)
         write_epochs(chain.metrics / "finetune.csv", epochs)
         discard_states(chain, TRAIN, checkpoint)
 

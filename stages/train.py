@@ -22,7 +22,15 @@ from quantspike.measuring import hold_out, splits
 from quantspike.networks import new_network
 from quantspike.params import Params
 from quantspike.paths import Chain
-from quantspike.phases import made_with, resume_store, run_phase, settings_of, sole_training, watcher
+from quantspike.phases import (
+    check_pretrained,
+    made_with,
+    resume_store,
+    run_phase,
+    settings_of,
+    sole_training,
+    watcher,
+)
 from quantspike.training import TRAIN, Training
 
 
@@ -39,9 +47,11 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     pretrained = params.profiles[chain.profile].pretrain.epochs > 0
     if pretrained:
         start = load_start(chain.pretrained, architecture, chain.k)
+        check_pretrained(params, chain, start)
         network = start.network.to(device)
         optimizer = resume_adam(start, settings.learning_rate, settings.weight_decay)
     else:
+        start = None
         network = new_network(architecture, chain.k, chain.seed).to(device)
         optimizer = make_adam(network, settings.learning_rate, settings.weight_decay)
     images, test = splits(dataset, device)
@@ -51,7 +61,8 @@ def run(params: Params, chain: Chain, group: Group) -> None:
     store = resume_store(params, chain, TRAIN, Path(__file__), inputs)
     epochs = run_phase(training, store, params.checkpoint_minutes, watcher(params, chain, TRAIN))
     if group.rank == 0:
-        save_checkpoint(chain.data / "train.safetensors", network, optimizer, made_with(params, chain, training, store))
+        origin = made_with(params, chain, training, store, start)
+        save_checkpoint(chain.data / "train.safetensors", network, optimizer, origin)
         write_epochs(chain.metrics / "train.csv", epochs)
 
 

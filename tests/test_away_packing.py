@@ -55,6 +55,7 @@ def test_a_pack_holds_results_integer_network_and_provenance_and_no_large_files(
     metrics = "metrics/demo/small-1-0"
     assert names == [
         "data/demo/small-1-0/integer/network.safetensors",
+        "data/demo/small-fp32-0/pretrain.safetensors",  # which says that nothing was pre-trained
         f"{metrics}/ann.json",
         f"{metrics}/certificate.json",
         f"{metrics}/conversion.json",

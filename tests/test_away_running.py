@@ -63,6 +63,13 @@ def test_chains_run_in_the_order_that_is_asked_for_and_each_leaves_a_pack(projec
     assert not (project / "metrics").exists()
 
 
+def test_chains_that_share_a_pretraining_are_refused_before_anything_runs(project: Path) -> None:
+    edit(project, "profiles.demo.pretrain.epochs", 2)
+    with pytest.raises(QuantspikeError, match=r"profiles\.demo\.pretrain\.epochs is 2, but only chains that share no"):
+        run_chains(make_job(project), grid(project))
+    assert ran(project) == []
+
+
 def test_networks_come_before_seeds_and_precisions_before_networks() -> None:
     chains = order("paper", ["cnn1", "cnn2"], [1, "fp32"], [0, 7], Path("work"))
     assert [chain.name for chain in chains] == [

@@ -352,16 +352,18 @@ def test_training_is_timed_against_the_plain_way(images: Path, tmp_path: Path) -
 def test_pretraining_is_compared_at_equal_epochs_and_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:
     found = tmp_path / "pretraining.json"
     small = ["--layers", "4C3-P2-5", "--width", "1", "--images", "20", "--held-out", "10", "--batch-size", "5"]
-    arguments = ["--data", str(images), "--json", str(found), "--k", "fp32", "1", "--shared", "2", "--own", "1", *small]
-    table = run("pretraining.py", *arguments)
-    runs = json.loads(found.read_text())
-    ways = [(entry["k"], entry["shared"], len(entry["accuracies"])) for entry in runs]
+    arguments = ["--data", str(images), "--json", str(found), "--k", "fp32", "1", "--shared", "2", *small]
+    table = run("pretraining.py", *arguments, "--own", "1")
+    content = json.loads(found.read_text())
+    ways = [(entry["k"], entry["shared"], len(entry["accuracies"])) for entry in content["runs"]]
     assert ways == [("fp32", 2, 1), (1, 2, 1), ("fp32", 0, 3), (1, 0, 3)]
     assert [line.count("%") for line in table.splitlines()[-2:]] == [2, 2]
-    found.write_text(json.dumps(runs[:-1]))
-    again = run("pretraining.py", *arguments)
+    found.write_text(json.dumps(content | {"runs": content["runs"][:-1]}))
+    again = run("pretraining.py", *arguments, "--own", "1")
     assert again.count("'shared'") == 1
     assert again.splitlines()[-4:] == table.splitlines()[-4:]
+    with pytest.raises(AssertionError, match=r"holds runs with .*'own': 1.*, not .*'own': 2.*: name another file"):
+        run("pretraining.py", *arguments, "--own", "2")
 
 
 def test_the_ablation_trains_every_variant_once_and_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:

@@ -55,7 +55,11 @@ def test_a_line_stands_where_each_k_goes_on_from_what_all_share() -> None:
     for axes in figure.axes:
         (own,), (fine,) = lines_of(axes, linestyle="-."), lines_of(axes, linestyle=":")
         assert (own.get_xdata()[0], fine.get_xdata()[0]) == (4.5, 6.5)  # 4 shared epochs, then 2 and 1 of each k
-    assert legend_of(figure)[-2:] == ["quantization begins", "fine-tuning begins"]
+    assert legend_of(figure)[-2:] == ["each k on its own", "fine-tuning begins"]
+    assert legend_of(figure)[:3] == ["full-precision ANN", "k = 1", "all k, in full precision"]
+    shared, *own = lines_of(figure.axes[0], linewidth=2.0)
+    assert list(shared.get_xdata()) == [1, 2, 3, 4]
+    assert [list(line.get_xdata()) for line in own] == [[5, 6, 7], [5, 6, 7]]
     assert figure.axes[1].get_xlim() == (0.5, 7.5)
 
 

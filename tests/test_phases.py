@@ -374,11 +374,34 @@ def test_pretraining_goes_on_too_and_is_not_done_again_for_what_each_k_does_alon
         here(project, "pretrain")
         assert capsys.readouterr().out.startswith("goes on after the last epoch")
         assert pretrained(project) == undisturbed
-    write_pretraining(project, batch_size=60)
+    for change in ({"batch_size": 60}, {"warmup": 0.4}):
+        write_pretraining(project, **change)
+        capsys.readouterr()
+        here(project, "pretrain")
+        assert not capsys.readouterr().out.startswith("goes on")
+        assert pretrained(project) != undisturbed
+
+
+def test_with_other_images_it_is_pretrained_anew_and_no_k_goes_on_from_before(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pretraining(project)
+    here(project, "pretrain")
+    stopped(project, 2)
+    first = pretrained(project)
+    dataset = load_dataset(project / IMAGES)
+    train, test = (dataset.train_images.copy(), dataset.train_labels), (dataset.test_images, dataset.test_labels)
+    train[0][0, 0, 0, 0] ^= 1
+    (project / IMAGES).replace(project / "as it was.safetensors")
+    save_dataset(build_dataset(train, test, dataset.class_names, kind="digits", name="changed"), project / IMAGES)
     capsys.readouterr()
     here(project, "pretrain")
     assert not capsys.readouterr().out.startswith("goes on")
-    assert pretrained(project) != undisturbed
+    assert pretrained(project) != first
+    # Images as they were, but a network that was pre-trained on others: the state of `train` is not its own.
+    (project / "as it was.safetensors").replace(project / IMAGES)
+    here(project)
+    assert not capsys.readouterr().out.startswith("goes on")
 
 
 @pytest.mark.parametrize("end", ["stopped", "results refused"])

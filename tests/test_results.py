@@ -106,6 +106,10 @@ def test_what_every_k_shares_comes_first_in_its_training(tmp_path: Path) -> None
         assert result.training["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
         assert result.training["phase"].tolist() == ["pretrain"] * 3 + ["train"] * 2 + ["finetune"]
         assert result.training["loss"].tolist()[:4] == [3.0, 1.5, 1.0, 1.5]  # 3 / epoch, then 1.5 / epoch
+    make_pretraining(grid[1], epochs=2)
+    with pytest.raises(QuantspikeError, match=r"pretrain\.csv: epoch must count from 1 to 3, line by line"):
+        read_all(grid, params)
+    make_pretraining(grid[1], epochs=3)
     before = sources_table(results)
     shared.write_text(shared.read_text().replace("3.0", "3.5"))
     changed = before[before["sha256"] != sources_table(results)["sha256"]]

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from conftest import PARAMS
-from quantspike.checkpoints import load_checkpoint
+from quantspike.checkpoints import load_checkpoint, resume_adam, save_checkpoint
 from quantspike.data import load_dataset
 from quantspike.integer import load_integer_network
 from quantspike.operations import macs
@@ -364,6 +364,28 @@ def test_without_the_pretrained_network_a_stage_says_which_file_it_wants(pretrai
     with pytest.raises(SystemExit, match=r"^error: .*small-fp32-0/pretrain\.safetensors is not there: run the stage"):
         in_this_process("train", *chain_arguments(pretraining, 1))
     assert files(pretraining) == [LOCK, "data/tiny/images.safetensors", "params.yaml"]
+
+
+def test_a_network_that_was_pretrained_otherwise_is_not_taken(pretraining: Path) -> None:
+    in_this_process("pretrain", "--params", str(pretraining / "params.yaml"), *START)
+    content = yaml.safe_load((pretraining / "params.yaml").read_text())
+    content["profiles"]["tiny"]["pretrain"]["epochs"] = 5
+    (pretraining / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit, match=r"is of other settings \(pretrain\.epochs is 5, it had 2\): run dvc repro"):
+        in_this_process("train", *chain_arguments(pretraining, 1))
+
+
+def test_results_tell_of_every_device_and_of_bf16_in_any_phase(pretraining: Path) -> None:
+    in_this_process("pretrain", "--params", str(pretraining / "params.yaml"), *START)
+    file = pretraining / "data" / "tiny" / "small-fp32-0" / "pretrain.safetensors"
+    architecture = load_params(pretraining / "params.yaml").architecture("tiny", "small", image_channels=1)
+    start = load_checkpoint(file, architecture, "fp32")
+    own, elsewhere = start.made_with["device"], {"arithmetic": "bf16", "device": "some GPU"}
+    save_checkpoint(file, start.network, resume_adam(start, 0.003), made_with=start.made_with | elsewhere)
+    for stage in ("train", "finetune", "evaluate"):
+        in_this_process(stage, *chain_arguments(pretraining, 1))
+    made_with = read(metrics(pretraining, 1) / "ann.json")["made_with"]
+    assert (made_with["arithmetic"], made_with["device"]) == ("bf16", f"some GPU, then {own}")
 
 
 def test_a_crop_beyond_the_images_is_refused_by_the_download(tmp_path: Path) -> None:

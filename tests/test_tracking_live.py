@@ -484,6 +484,17 @@ def test_what_every_k_shares_shows_in_the_run_in_full_precision_which_goes_on(pr
     assert the_run(uri, full).info.run_id == first.info.run_id
 
 
+def test_a_pretraining_is_not_shown_where_no_chain_would_take_its_run_over(project: Path, uri: str) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["profiles"]["tiny"]["pretrain"]["epochs"] = 3
+    content["run"]["k"] = [1]
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    stage(project, "pretrain", ALL_K)
+    stage(project, "train", CHAIN)
+    assert runs_of(uri, "tiny-small-fp32-0") == []
+    assert [step for step, _ in points(uri, "tiny-small-1-0", "train/loss")] == [4, 5]
+
+
 def test_a_stage_that_is_stopped_says_so_and_goes_on_in_the_same_run(
     project: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

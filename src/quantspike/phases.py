@@ -57,14 +57,27 @@ def settings_of(params: Params, chain: Chain, phase: int, device: torch.device) 
     return phase_settings(profile, phase, chain.seed, autocast=autocast, compile=params.compile)
 
 
-def made_with(params: Params, chain: Chain, training: Training, store: ResumeStore) -> dict[str, Any]:
-    """Settings and machine of a training, to be kept with its network, and the hash that its states bear."""
+def made_with(
+    params: Params, chain: Chain, training: Training, store: ResumeStore, before: Checkpoint | None = None
+) -> dict[str, Any]:
+    """Settings and machine of a training, to be kept with its network, and the hash that its states bear.
+
+    Args:
+        params: all of params.yaml.
+        chain: the chain that was trained.
+        training: the phase that is over.
+        store: of its states.
+        before: the network that the phase began with; bf16 and devices of its phases count too.
+    """
     device = training.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    earlier = before.made_with if before is not None else {}
+    devices = str(earlier.get("device", name))
+    bf16 = training.settings.autocast or earlier.get("arithmetic") == "bf16"
     return {
         "settings": _dependencies(params, chain, training.settings.phase),
-        "arithmetic": "bf16" if training.settings.autocast else "fp32",
-        "device": name,
+        "arithmetic": "bf16" if bf16 else "fp32",
+        "device": devices if devices.split(", then ")[-1] == name else f"{devices}, then {name}",
         "processes": training.group.size,
         "torch": torch.__version__,
         "fingerprint": store.fingerprint,
@@ -95,6 +108,20 @@ def resume_store(params: Params, chain: Chain, phase: int, script: Path, inputs:
             raise QuantspikeError(f"{path} is not there: run the stage that writes it (dvc repro)")
     code = [script, *(Path(__file__).with_name(name) for name in CODE)]
     return ResumeStore(chain.resume, _NAMES[phase], fingerprint(settings, [*code, *inputs]))
+
+
+def check_pretrained(params: Params, chain: Chain, start: Checkpoint) -> None:
+    """Makes sure that a pre-trained network was trained as params.yaml says now.
+
+    Raises:
+        QuantspikeError: it was not.
+    """
+    then = start.made_with.get("settings", {})
+    for name, now in _dependencies(params, chain.full_precision, PRETRAIN).items():
+        if then.get(name) != now:
+            raise QuantspikeError(
+                f"{start.path} is of other settings ({name} is {now}, it had {then.get(name)}): run dvc repro"
+            )
 
 
 def discard_states(chain: Chain, phase: int, checkpoint: Checkpoint) -> None:
@@ -167,6 +194,8 @@ def watcher(params: Params, chain: Chain, phase: int) -> Callable[[bool], LiveRu
     def watch(resumed: bool) -> LiveRun | None:
         if not tracking.enabled() or importlib.util.find_spec("mlflow") is None:
             return None
+        if phase == PRETRAIN and chain.k not in params.run.k:
+            return None  # no chain of the grid would ever take the run over
         profile = params.profiles[chain.profile]
         before = {PRETRAIN: 0, TRAIN: profile.pretrain.epochs}.get(
             phase, profile.pretrain.epochs + profile.train.epochs

@@ -305,7 +305,7 @@ def _read_training(chain: Chain, settings: Profile) -> pd.DataFrame:
         if path.stem not in ("pretrain", "train", "finetune"):
             continue
         table = _read_table(path, ("epoch", *MEASURES), optional=("validation_accuracy",))
-        _check_counter(path, table["epoch"], len(table))
+        _check_counter(path, table["epoch"], settings.pretrain.epochs if path.stem == "pretrain" else len(table))
         before = sum(map(len, phases))
         phases.append(table.assign(phase=path.stem, epoch=table["epoch"] + before))
     return pd.concat(phases, ignore_index=True)[["phase", "epoch", *MEASURES]]

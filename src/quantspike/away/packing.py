@@ -48,12 +48,13 @@ class Pack:
 
 
 def packed_outputs(provenance: Provenance) -> list[str]:
-    """What a pack holds of all that the stages wrote: results, and the integer network.
+    """What a pack holds of all that the stages wrote: results, the integer network, and `pretrain`'s file without one.
 
     Images and trained weights stay behind, known by their hashes.
     """
     outputs = [path for record in provenance.stages.values() for path in record.outputs]
-    return [path for path in outputs if path.startswith("metrics/") or path.endswith("/integer")]
+    ends = ("/integer", "/pretrain.safetensors")
+    return [path for path in outputs if path.startswith("metrics/") or path.endswith(ends)]
 
 
 def write_pack(folder: Path, provenance: Provenance, files: Path, part: int = PART) -> list[Path]:

@@ -103,6 +103,20 @@ def order(
     return [Chain(profile, model, k, seed, work) for seed in seeds for model in models for k in precisions]
 
 
+def check_profile(params: Params, profile: str) -> None:
+    """Makes sure that the chains of a profile stand each on its own.
+
+    Raises:
+        QuantspikeError: its k share a pre-trained network, whose weights do not come back: chains that are adopted
+            from several machines would not fit together, and no other k could be trained at home.
+    """
+    if epochs := params.profiles[profile].pretrain.epochs:
+        raise QuantspikeError(
+            f"profiles.{profile}.pretrain.epochs is {epochs}, but only chains that share no pre-training can be run "
+            "elsewhere: set it to 0, or run the profile at home"
+        )
+
+
 def check_code(root: Path) -> None:
     """Makes sure that the code at work is the project's, since that is what the records name.
 
@@ -128,8 +142,11 @@ def run_chains(job: Job, chains: Sequence[Chain], say: Callable[[str], None] = p
         say: is given lines for people to read.
 
     Raises:
-        QuantspikeError: another process works in the folder, or the images or files cannot be had.
+        QuantspikeError: another process works in the folder, the images or files cannot be had, or the profile
+            pre-trains.
     """
+    for chain in chains:
+        check_profile(job.params, chain.profile)
     end = time.monotonic() + job.minutes * 60
     chains, report = list(dict.fromkeys(chains)), Report()
     busy = f"another process works in {job.work} already: wait for it, or name another folder with --work"

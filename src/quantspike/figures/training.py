@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import pandas as pd
@@ -19,7 +20,9 @@ from quantspike.figures.style import legend_below, new_figure, plain_numbers, sp
 _LINES: dict[str, Literal["-.", ":"]] = {"pretrain": "-.", "train": ":"}
 """How the end of each phase that another one follows is drawn."""
 
-_FOLLOWS = {"pretrain": "quantization begins", "train": "fine-tuning begins"}
+_SHARED = "black"
+
+_FOLLOWS = {"pretrain": "each k on its own", "train": "fine-tuning begins"}
 
 
 def training(comparison: Comparison) -> Figure:
@@ -28,12 +31,17 @@ def training(comparison: Comparison) -> Figure:
         figure = new_figure(comparison, height=7.0)
         upper, lower = figure.subplots(2, 1, sharex=True)
         tables = [_over_seeds(series) for series in comparison.series]
-        for series, table in zip(comparison.series, tables, strict=True):
+        ends = _last_epochs(comparison)
+        drawn = list(zip(comparison.series, tables, strict=True))
+        if shared := ends.get("pretrain", 0):
+            own = [(series, table.loc[shared + 1 :]) for series, table in drawn]
+            drawn = [(replace(comparison.series[0], k=None, color=_SHARED, style="-"), tables[0].loc[:shared]), *own]
+        for series, table in drawn:
             _draw(upper, series, table, "loss", 1.0)
             _draw(lower, series, table, "test_accuracy", 100.0)
             lower.plot(table.index, 100 * table["train_accuracy", "mean"], color=series.color, linewidth=0.9, alpha=0.8)
         for axes in (upper, lower):
-            for phase, last in _last_epochs(comparison).items():
+            for phase, last in ends.items():
                 axes.axvline(last + 0.5, color="gray", linestyle=_LINES[phase], linewidth=1.3)
             axes.grid(axis="y")
         _set_loss_axis(upper, tables)
@@ -95,9 +103,11 @@ def _last_epochs(comparison: Comparison) -> dict[str, int]:
 
 def _legend(comparison: Comparison) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [series_legend(series) for series in comparison.series]
+    if "pretrain" in (ends := _last_epochs(comparison)):
+        handles.append(Line2D([], [], color=_SHARED, linewidth=2.0, label="all k, in full precision"))
     handles.append(Line2D([], [], color="gray", linestyle="-", linewidth=2.0, label="test images"))
     handles.append(Line2D([], [], color="gray", linewidth=0.9, alpha=0.8, label="training images, augmented"))
-    for phase in _last_epochs(comparison):
+    for phase in ends:
         handles.append(Line2D([], [], color="gray", linestyle=_LINES[phase], linewidth=1.3, label=_FOLLOWS[phase]))
     if named := spread_named(comparison.series):
         handles.append(Patch(color="gray", alpha=0.2, linewidth=0, label=named))
