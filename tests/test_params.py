@@ -265,6 +265,11 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
     assert f"\n  {place}: this key is missing" in complaint(write_params({place: None}))
 
 
+def test_a_profile_from_before_there_was_a_pre_training_is_told_what_to_write(write_params: Edit) -> None:
+    told = complaint(write_params({"profiles.tiny.pretrain": None}))
+    assert "profiles.tiny.pretrain: this key is missing; write pretrain: {epochs: 0}" in told
+
+
 @pytest.mark.parametrize("train", [None, [1]])
 def test_a_missing_section_is_not_blamed_on_what_a_recipe_would_fill_in(train: Any, write_params: Edit) -> None:
     told = complaint(write_params({"profiles.tiny.train": train}))

@@ -241,7 +241,7 @@ class Profile(Section):
 
     data: Data
     width: Annotated[float, BeforeValidator(_number), Field(gt=0, le=8)]
-    pretrain: Pretrain
+    pretrain: Pretrain = Field(examples=["{epochs: 0}"])  # as before there was such a phase
     train: Train
     finetune: Finetune
     convert: Convert
@@ -386,7 +386,7 @@ def _describe(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: this key is unknown{_suggestion(problem['loc'])}")
         elif problem["type"] == "missing":
-            lines.append(f"{place}: this key is missing")
+            lines.append(f"{place}: this key is missing{_example(problem['loc'])}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
@@ -399,8 +399,19 @@ def _describe(error: ValidationError) -> str:
 
 def _suggestion(place: tuple[int | str, ...]) -> str:
     """The keys that may stand where an unknown one was found."""
+    return f"; allowed are {', '.join(_section(place[:-1]).model_fields)}"
+
+
+def _example(place: tuple[int | str, ...]) -> str:
+    """What may stand where nothing was found, if the section has an example of it."""
+    examples = _section(place[:-1]).model_fields[str(place[-1])].examples
+    return f"; write {place[-1]}: {examples[0]}" if examples else ""
+
+
+def _section(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The type of the section that stands at a place."""
     section: type[BaseModel] = Params
-    parts = iter(place[:-1])
+    parts = iter(place)
     for part in parts:
         annotation = section.model_fields[str(part)].annotation
         if get_origin(annotation) is dict:
@@ -409,4 +420,4 @@ def _suggestion(place: tuple[int | str, ...]) -> str:
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         section = annotation
-    return f"; allowed are {', '.join(section.model_fields)}"
+    return section
