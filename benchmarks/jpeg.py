@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from quantspike.errors import QuantspikeError
 from quantspike.measuring import predict
-from trained_networks import add_chain_arguments, load_chain, precision, share
+from trained_networks import add_chain_arguments, load_chain, precision, share, some_test_images
 from training import machine
 
 QUALITIES = (95, 85, 75, 60, 40)
@@ -38,11 +38,12 @@ def main() -> None:
     try:
         for k in options.k:
             network, dataset = load_chain(options, k)
-            images, labels = dataset.test_images[: options.images], torch.from_numpy(dataset.test_labels)
+            stored, labels = some_test_images(dataset, options.images)
+            images = stored.numpy()
             for quality in (None, *QUALITIES):
                 shown = images if quality is None else compressed(images, quality)
                 predictions = predict(network, torch.from_numpy(shown), network.architecture.image_size).argmax(1)
-                accuracy = share(predictions == labels[: len(images)])
+                accuracy = share(predictions == labels)
                 change = np.abs(shown.astype(np.int16) - images).mean()
                 rows.append({"k": k, "quality": quality, "accuracy": accuracy, "mean_change": float(change)})
     except QuantspikeError as error:
@@ -51,7 +52,7 @@ def main() -> None:
     for row in rows:
         print(f"| {row['k']} | {row['quality'] or 'as stored'} | {row['mean_change']:.2f} | {row['accuracy']:.2%} |")
     if options.json:
-        n = {"images": len(images)}
+        n = {"images": options.images}
         options.json.write_text(json.dumps({"machine": machine(torch.device("cpu")), "n": n, "rows": rows}, indent=2))
 
 

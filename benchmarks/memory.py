@@ -22,7 +22,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.files import write_json
 from quantspike.params import Simulate
 from quantspike.simulation import simulate
-from trained_networks import load_images, load_network, newest_full_width_network
+from trained_networks import load_images, load_network, newest_full_width_network, some_test_images
 
 KIBIBYTE = 1024
 
@@ -65,7 +65,7 @@ def measure_in_a_process(options: argparse.Namespace, batch_size: int, steps: in
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One simulation in this process, and its peak."""
     network = load_network(options.weights or newest_full_width_network())
-    images = torch.from_numpy(load_images(options.data).test_images[: options.images])
+    images, _ = some_test_images(load_images(options.data), options.images)
     before = peak_gigabytes()
     settings = Simulate(steps=options.steps[0], batch_size=options.batch_sizes[0], engine="events")
     simulate(network, images, settings, torch.device("cpu"))

@@ -21,7 +21,7 @@ from quantspike.integer import IntegerNetwork
 from quantspike.simulation import events
 from quantspike.simulation.events import EventEngine
 from row_limit import row_additions_per_second
-from trained_networks import load_images, load_network, newest_full_width_network
+from trained_networks import load_images, load_network, newest_full_width_network, some_test_images
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         network = load_network(options.weights or newest_full_width_network())
-        images = torch.from_numpy(load_images(options.data).test_images[: options.images])
+        images, _ = some_test_images(load_images(options.data), options.images)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     profile(network, images, options.runs)

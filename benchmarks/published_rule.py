@@ -38,7 +38,7 @@ from quantspike.operations import fan_outs
 from quantspike.params import Simulate
 from quantspike.simulation import simulate
 from quantspike.simulation.measures import check_proved
-from trained_networks import WEIGHT_BITS, add_chain_arguments, load_chain, share
+from trained_networks import WEIGHT_BITS, add_chain_arguments, load_chain, share, some_test_images
 from training import machine
 
 TOLERANCE = 1e-5
@@ -53,8 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         network, dataset = load_chain(options, options.k)
-        images = torch.from_numpy(dataset.test_images[: options.images])
-        result = compare(network, images, torch.from_numpy(dataset.test_labels[: options.images]), options.steps)
+        result = compare(network, *some_test_images(dataset, options.images), options.steps)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     print(table(result))

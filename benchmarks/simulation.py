@@ -34,7 +34,7 @@ from quantspike.params import Simulate
 from quantspike.simulation import simulate
 from quantspike.simulation.events import EventEngine
 from row_limit import row_additions_per_second
-from trained_networks import load_images, load_network, newest_full_width_network
+from trained_networks import load_images, load_network, newest_full_width_network, some_test_images
 
 CPU = torch.device("cpu")
 PACKAGES = ("torch", "numba", "numpy", "spikingjelly", "snntorch")
@@ -59,7 +59,8 @@ def main() -> None:
         path = options.weights or newest_full_width_network()
         network = load_network(path)
         dataset = load_images(options.data)
-        result = measure(network, torch.from_numpy(dataset.test_images), options)
+        images = {n: some_test_images(dataset, n)[0] for n in (options.images, options.peer_images)}
+        result = measure(network, images[options.images], images[options.peer_images], options)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     result = {"network": path.name, "data": dataset.fingerprint["name"], "machine": machine(), **result}
@@ -68,13 +69,20 @@ def main() -> None:
         write_json(options.json, result)
 
 
-def measure(network: IntegerNetwork, images: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians over the rounds of every figure, and of the ratios within a round."""
-    if options.images > len(images):
-        raise QuantspikeError(f"--images is {options.images}, but there are only {len(images)} test images")
+def measure(
+    network: IntegerNetwork, images: Tensor, peer_images: Tensor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Medians over the rounds of every figure, and of the ratios within a round.
+
+    Args:
+        network: what is simulated.
+        images: uint8 [N, C, H, W], which the rounds share; each takes its part from the whole range.
+        peer_images: uint8 [n, C, H, W], which peers run in every round.
+        options: of the command line.
+    """
     peers = {} if options.no_peers else load_peers(network)
-    inputs = encoded(network, images[: options.peer_images])
-    parts = torch.tensor_split(images[: options.images], options.rounds)
+    inputs = encoded(network, peer_images)
+    parts = [images[index :: options.rounds] for index in range(options.rounds)]
     warm_up(network, parts[0], peers, inputs)
     rounds, settled, wrong = [], 0, 0
     for index in trange(options.rounds, desc="rounds", leave=False, disable=None):

@@ -98,7 +98,7 @@ def add_chain_arguments(parser: argparse.ArgumentParser, images: int) -> None:
     parser.add_argument("--profile", default="short", help="profile in params.yaml (default: %(default)s)")
     parser.add_argument("--model", default="cnn1", help="network in params.yaml (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=images, help="first test images (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=images, help="test images (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="where the result goes as well")
 
 
@@ -119,6 +119,26 @@ def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN,
     architecture = params.architecture(chain.profile, chain.model, dataset.channels, dataset.classes)
     network = load_checkpoint(chain.data / "finetune.safetensors", architecture, k).network
     return network.eval(), dataset
+
+
+def some_test_images(dataset: Dataset, n: int) -> tuple[Tensor, Tensor]:
+    """Test images that lie evenly over the whole test set: the first ones of a folder are all of one class.
+
+    Args:
+        dataset: its test images are taken, in their order.
+        n: how many.
+
+    Returns:
+        uint8 [n, C, H, W] and int64 labels [n].
+
+    Raises:
+        QuantspikeError: there are not so many, or none were asked for.
+    """
+    total = len(dataset.test_images)
+    if not 1 <= n <= total:
+        raise QuantspikeError(f"--images is {n}, but there are {total} test images: name 1 to {total}")
+    chosen = torch.arange(n) * total // n
+    return torch.from_numpy(dataset.test_images)[chosen], torch.from_numpy(dataset.test_labels)[chosen]
 
 
 def precision(text: str) -> Precision:

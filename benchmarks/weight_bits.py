@@ -3,7 +3,8 @@
     python benchmarks/weight_bits.py --profile short --k 0 1 2 --images 2000 --json weight_bits.json
 
 What is scored is the integer network, to which the spiking one is equal. Beside each accuracy stands the share of
-images for which the integer network predicts what the trained network predicts as it is.
+images for which the integer network predicts what the trained network predicts as it is. The conversion rounds the
+image as well, to steps of 2^-(8 + k); other widths than 8 tell what that does.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import argparse
 import json
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from quantspike import integer
 from quantspike.conversion import convert
 from quantspike.errors import QuantspikeError
 from quantspike.integer import IntegerNetwork
 from quantspike.measuring import predict
 from quantspike.networks import QuantizedCNN
 from quantspike.params import WEIGHT_BITS
-from trained_networks import add_chain_arguments, load_chain, share
+from trained_networks import add_chain_arguments, load_chain, share, some_test_images
 from training import machine
 
 AT_ONCE = 25
@@ -34,18 +37,19 @@ def main() -> None:
     add_chain_arguments(parser, images=2000)
     parser.add_argument("--k", type=int, nargs="+", default=[0, 1, 2], help="precisions (default: 0 1 2)")
     parser.add_argument("--bits", type=int, nargs="+", default=list(WEIGHT_BITS), help="widths (default: 4 to 16)")
+    parser.add_argument("--input-bits", type=int, default=integer.INPUT_BITS, help="of images (default: %(default)s)")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     try:
         for k in options.k:
             network, dataset = load_chain(options, k)
-            images = torch.from_numpy(dataset.test_images[: options.images])
-            rows += measure(network, images, torch.from_numpy(dataset.test_labels[: options.images]), options.bits)
+            with patch.object(integer, "INPUT_BITS", options.input_bits):
+                rows += measure(network, *some_test_images(dataset, options.images), options.bits)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     print(table(rows))
     if options.json:
-        n = {"images": len(images)}
+        n = {"images": options.images, "input_bits": options.input_bits}
         options.json.write_text(json.dumps({"machine": machine(torch.device("cpu")), "n": n, "rows": rows}, indent=2))
 
 

@@ -33,7 +33,12 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from jpeg import compressed  # noqa: E402
 from published_rule import PublishedNetwork  # noqa: E402
-from trained_networks import load_images, load_network, newest_full_width_network  # noqa: E402
+from trained_networks import (  # noqa: E402
+    load_images,
+    load_network,
+    newest_full_width_network,
+    some_test_images,
+)
 
 LAYERS = "4C3-P2-70C3-P2-5"
 
@@ -131,6 +136,18 @@ def test_without_a_network_or_images_the_way_to_get_them_is_named(
         newest_full_width_network()
     with pytest.raises(QuantspikeError, match="no images under data/: name them with --data"):
         load_images(None)
+
+
+def test_test_images_are_of_every_class_however_they_are_ordered() -> None:
+    labels = np.repeat(np.arange(5), 4)
+    images = labels.astype(np.uint8)[:, None, None, None] + np.zeros((20, 1, 4, 4), np.uint8)
+    dataset = build_dataset((images, labels), (images, labels), tuple("abcde"), kind="images", name="in order of class")
+    for n, expected in ((5, [0, 1, 2, 3, 4]), (10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), (20, labels.tolist())):
+        chosen, classes = some_test_images(dataset, n)
+        assert classes.tolist() == expected == chosen[:, 0, 0, 0].tolist()
+    for n in (0, 21):
+        with pytest.raises(QuantspikeError, match=rf"--images is {n}, but there are 20 test images: name 1 to 20"):
+            some_test_images(dataset, n)
 
 
 def run(script: str, *arguments: str) -> str:
@@ -314,6 +331,25 @@ def test_every_width_of_weights_is_scored_against_the_trained_network(chain: lis
     assert wide["agrees_with_plain"] > 0.9
     assert wide["agrees_with_plain"] > narrow["agrees_with_plain"]
     assert [line.split()[1] for line in table.splitlines()[2:]] == ["4", "16", "float"]
+
+
+def test_a_coarser_image_agrees_less_with_the_trained_network(chain: list[str], tmp_path: Path) -> None:
+    agreements = []
+    for bits in ("0", "8"):
+        path = tmp_path / f"{bits}.json"
+        run("weight_bits.py", *chain, "--images", "40", "--bits", "16", "--input-bits", bits, "--json", str(path))
+        agreements.append(json.loads(path.read_text())["rows"][0]["agrees_with_plain"])
+    assert agreements[0] < agreements[1]
+
+
+def test_finer_rounding_leaves_fewer_neurons_with_another_count(chain: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "rounding.json"
+    table = run("rounding.py", *chain, "--images", "40", "--json", str(path))
+    rows = json.loads(path.read_text())["rows"]
+    differing = {(row["weight_bits"], row["input_bits"]): row["differing"] for row in rows}
+    assert sum(differing[12, 8]) > sum(differing[16, 16]) >= 0
+    assert all(len(shares) == 5 for shares in differing.values())
+    assert len(table.splitlines()) == 2 + 5
 
 
 def test_compressed_images_differ_the_more_the_lower_the_quality() -> None:
