@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from typing import Any
 
@@ -22,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from quantspike.errors import QuantspikeError
+from quantspike.files import write_json
 from quantspike.measuring import predict
 from trained_networks import add_chain_arguments, load_chain, precision, share, some_test_images
 from training import machine
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"| {row['k']} | {row['quality'] or 'as stored'} | {row['mean_change']:.2f} | {row['accuracy']:.2%} |")
     if options.json:
         n = {"images": options.images}
-        options.json.write_text(json.dumps({"machine": machine(torch.device("cpu")), "n": n, "rows": rows}, indent=2))
+        write_json(options.json, {"machine": machine(torch.device("cpu")), "n": n, "rows": rows})
 
 
 def compressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

@@ -21,6 +21,10 @@ def encoded(network: IntegerNetwork, images: Tensor) -> Tensor:
     return central_images(images, network.architecture.image_size) * 2.0**network.k
 
 
+AT_ONCE = 2
+"""Images whose steps lie in memory together, about 1 GB for CNN 1 and 100 steps."""
+
+
 class SpikingJelly:
     """A network of SpikingJelly's IFNode, step by step ("s") or layer by layer over all steps ("m")."""
 
@@ -46,8 +50,11 @@ class SpikingJelly:
         self._reset(self._network)
         with torch.inference_mode():
             if self._step_mode == "m":
-                scores: Tensor = self._network(inputs.expand(steps, *inputs.shape)).sum(dim=0)
-                return scores
+                parts = []
+                for part in inputs.split(AT_ONCE):
+                    self._reset(self._network)
+                    parts.append(self._network(part.expand(steps, *part.shape)).sum(dim=0))
+                return torch.cat(parts)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             scores = self._network(inputs)
             for _ in range(steps - 1):

@@ -17,7 +17,6 @@ channels are turned round (weights, mean and g change their sign), which leaves 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,7 @@ from quantspike.architecture import Layer
 from quantspike.augmentation import central_images
 from quantspike.conversion import convert
 from quantspike.errors import QuantspikeError
+from quantspike.files import write_json
 from quantspike.integer import IntegerNetwork
 from quantspike.measuring import channels_last
 from quantspike.networks import Block, QuantizedCNN
@@ -38,7 +38,7 @@ from quantspike.operations import fan_outs
 from quantspike.params import Simulate
 from quantspike.simulation import simulate
 from quantspike.simulation.measures import check_proved
-from trained_networks import WEIGHT_BITS, add_chain_arguments, load_chain, share, some_test_images
+from trained_networks import WEIGHT_BITS, add_chain_arguments, integer_precision, load_chain, share, some_test_images
 from training import machine
 
 TOLERANCE = 1e-5
@@ -48,7 +48,9 @@ AT_ONCE = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_chain_arguments(parser, images=200)
-    parser.add_argument("--k", type=int, default=1, help="precision of the activations (default: %(default)s)")
+    parser.add_argument(
+        "--k", type=integer_precision, default=1, help="precision of the activations (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=100, help="time steps (default: %(default)s)")
     options = parser.parse_args()
     try:
@@ -58,7 +60,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(table(result))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,11 +24,11 @@ from quantspike.conversion import convert
 from quantspike.errors import QuantspikeError
 from quantspike.files import write_json
 from quantspike.networks import QuantizedCNN
-from trained_networks import add_chain_arguments, load_chain, share, some_test_images
+from trained_networks import add_chain_arguments, integer_precision, load_chain, some_test_images
 from training import machine
 
 WIDTHS = ((12, 8), (16, 8), (12, 12), (16, 12), (16, 16))
-"""Bits of the weights, and of the fraction of the image."""
+"""Bits of the weights, and bits that the image has beyond the k of the activations."""
 
 AT_ONCE = 20
 
@@ -36,7 +36,7 @@ AT_ONCE = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_chain_arguments(parser, images=100)
-    parser.add_argument("--k", type=int, nargs="+", default=[0, 1, 2], help="precisions (default: 0 1 2)")
+    parser.add_argument("--k", type=integer_precision, nargs="+", default=[0, 1, 2], help="precisions (default: 0 1 2)")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     try:
@@ -52,25 +52,35 @@ def main() -> None:
 
 
 def measure(network: QuantizedCNN, images: Tensor) -> list[dict[str, Any]]:
-    """One row per pair of widths: of each layer, the share of neurons that have another count, 0 to 1."""
-    exact, rows = PublishedNetwork(network), []
-    for weight_bits, input_bits in tqdm(WIDTHS, desc=f"k = {network.k}", unit="width", leave=False):
-        converted = convert(network, weight_bits)
-        parts = []
-        for part in images.split(AT_ONCE):
-            with torch.inference_mode(), patch.object(integer, "INPUT_BITS", input_bits):
-                found = converted.settled_counts(converted.input_current(part))
-                expected = exact.counts(central_images(part, network.architecture.image_size).double())
-            parts.append([(ours != theirs).flatten(1) for ours, theirs in zip(found, expected, strict=True)])
-        shares = [share(torch.cat(layer)) for layer in zip(*parts, strict=True)]
-        rows.append({"k": network.k, "weight_bits": weight_bits, "input_bits": input_bits, "differing": shares})
-    return rows
+    """One row per pair of widths: of each layer, the share of neurons that have another count, 0 to 1.
+
+    Raises:
+        QuantspikeError: the network cannot be converted to one of the widths.
+    """
+    trained, size = PublishedNetwork(network), network.architecture.image_size
+    converted = {bits: convert(network, bits) for bits, _ in WIDTHS}
+    differing = {widths: torch.zeros(len(network.architecture.layers), dtype=torch.int64) for widths in WIDTHS}
+    for part in tqdm(images.split(AT_ONCE), desc=f"k = {network.k}", unit="batch", leave=False):
+        with torch.inference_mode():
+            expected = trained.counts(central_images(part, size).double())
+            for weight_bits, input_bits in WIDTHS:
+                with patch.object(integer, "INPUT_BITS", input_bits):
+                    current = converted[weight_bits].input_current(part)
+                found = converted[weight_bits].settled_counts(current)
+                differing[weight_bits, input_bits] += torch.tensor(
+                    [int((ours != theirs).sum()) for ours, theirs in zip(found, expected, strict=True)]
+                )
+    neurons = torch.tensor([layer.neurons for layer in network.architecture.layers]) * len(images)
+    return [
+        {"k": network.k, "weight_bits": widths[0], "input_bits": widths[1], "differing": (count.double() / neurons).tolist()}
+        for widths, count in differing.items()
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The result in Markdown: a line per k and pair of widths, a column per layer."""
     layers = range(1, 1 + len(rows[0]["differing"]))
-    lines = [f"| k | weight bits | image bits | {' | '.join(f'layer {layer}' for layer in layers)} |"]
+    lines = [f"| k | weight bits | image bits - k | {' | '.join(f'layer {layer}' for layer in layers)} |"]
     lines.append(f"|{'---|' * (3 + len(layers))}")
     for row in rows:
         shares = " | ".join(f"{value:.3%}" for value in row["differing"])

@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import trange
 
 from peers import SnnTorch, SpikingJelly, encoded
+from quantspike.data import Dataset
 from quantspike.errors import QuantspikeError
 from quantspike.files import write_json
 from quantspike.integer import IntegerNetwork
@@ -59,8 +60,7 @@ def main() -> None:
         path = options.weights or newest_full_width_network()
         network = load_network(path)
         dataset = load_images(options.data)
-        images = {n: some_test_images(dataset, n)[0] for n in (options.images, options.peer_images)}
-        result = measure(network, images[options.images], images[options.peer_images], options)
+        result = measure(network, dataset, options)
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     result = {"network": path.name, "data": dataset.fingerprint["name"], "machine": machine(), **result}
@@ -69,28 +69,26 @@ def main() -> None:
         write_json(options.json, result)
 
 
-def measure(
-    network: IntegerNetwork, images: Tensor, peer_images: Tensor, options: argparse.Namespace
-) -> dict[str, Any]:
+def measure(network: IntegerNetwork, dataset: Dataset, options: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds of every figure, and of the ratios within a round.
 
-    Args:
-        network: what is simulated.
-        images: uint8 [N, C, H, W], which the rounds share; each takes its part from the whole range.
-        peer_images: uint8 [n, C, H, W], which peers run in every round.
-        options: of the command line.
+    Every round has images of its own, which come from the whole test set.
     """
-    peers = {} if options.no_peers else load_peers(network)
-    inputs = encoded(network, peer_images)
+    images, _ = some_test_images(dataset, options.images)
     parts = [images[index :: options.rounds] for index in range(options.rounds)]
-    warm_up(network, parts[0], peers, inputs)
+    peers, peer_parts = {}, []
+    if not options.no_peers:
+        peers = load_peers(network)
+        images, _ = some_test_images(dataset, options.rounds * options.peer_images, "--rounds times --peer-images")
+        peer_parts = [encoded(network, images[index :: options.rounds]) for index in range(options.rounds)]
+    warm_up(network, parts[0], peers, peer_parts)
     rounds, settled, wrong = [], 0, 0
     for index in trange(options.rounds, desc="rounds", leave=False, disable=None):
         figures, trace = time_simulation(network, parts[index], options.steps)
         settled, wrong = settled + int((trace.settled_step > 0).sum()), wrong + trace.mismatching_images
         for name, run in peers.items():
-            some = inputs[:2] if name.endswith("multi-step") else inputs
-            figures[name] = seconds(lambda run=run, some=some: run(some, options.steps)) / len(some)
+            inputs = peer_parts[index]
+            figures[name] = seconds(lambda run=run, inputs=inputs: run(inputs, options.steps)) / len(inputs)
         rounds.append(figures)
     found = {name: [ratio(figures) for figures in rounds] for name, ratio in ratios(peers).items()}
     return {
@@ -153,11 +151,11 @@ def load_peers(network: IntegerNetwork) -> dict[str, Callable[[Tensor, int], Ten
         ) from error
 
 
-def warm_up(network: IntegerNetwork, images: Tensor, peers: dict[str, Any], inputs: Tensor) -> None:
+def warm_up(network: IntegerNetwork, images: Tensor, peers: dict[str, Any], peer_parts: list[Tensor]) -> None:
     """Compiles the kernels and lets every library allocate what it needs."""
     time_simulation(network, images, 1)
     for run in peers.values():
-        run(inputs[:2], 2)
+        run(peer_parts[0][:2], 2)
 
 
 def ratios(peers: dict[str, Any]) -> dict[str, Callable[[Round], float]]:

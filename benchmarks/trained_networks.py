@@ -99,7 +99,7 @@ def add_chain_arguments(parser: argparse.ArgumentParser, images: int) -> None:
     parser.add_argument("--model", default="cnn1", help="network in params.yaml (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
     parser.add_argument("--images", type=int, default=images, help="test images (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the result goes as well")
+    parser.add_argument("--json", type=output, help="where the result goes as well")
 
 
 def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN, Dataset]:
@@ -121,12 +121,13 @@ def load_chain(options: argparse.Namespace, k: Precision) -> tuple[QuantizedCNN,
     return network.eval(), dataset
 
 
-def some_test_images(dataset: Dataset, n: int) -> tuple[Tensor, Tensor]:
+def some_test_images(dataset: Dataset, n: int, option: str = "--images") -> tuple[Tensor, Tensor]:
     """Test images that lie evenly over the whole test set: the first ones of a folder are all of one class.
 
     Args:
         dataset: its test images are taken, in their order.
         n: how many.
+        option: that said so, for the message.
 
     Returns:
         uint8 [n, C, H, W] and int64 labels [n].
@@ -136,14 +137,33 @@ def some_test_images(dataset: Dataset, n: int) -> tuple[Tensor, Tensor]:
     """
     total = len(dataset.test_images)
     if not 1 <= n <= total:
-        raise QuantspikeError(f"--images is {n}, but there are {total} test images: name 1 to {total}")
+        raise QuantspikeError(f"{option} is {n}, but there are {total} test images: name 1 to {total}")
     chosen = torch.arange(n) * total // n
     return torch.from_numpy(dataset.test_images)[chosen], torch.from_numpy(dataset.test_labels)[chosen]
 
 
 def precision(text: str) -> Precision:
-    """fp32 or an integer k."""
-    return check_precision(int(text) if text.isdecimal() else text)
+    """An option's fp32 or integer k."""
+    try:
+        return check_precision(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def integer_precision(text: str) -> int:
+    """An option's k of a network that has a spiking counterpart."""
+    k = precision(text)
+    if k == "fp32":
+        raise argparse.ArgumentTypeError("fp32 has no spiking network: name an integer k")
+    return int(k)
+
+
+def output(text: str) -> Path:
+    """An option's file to write, whose folder must be there: a result must not be lost after hours of work."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}: make it, or name another file")
+    return path
 
 
 def share(hits: Tensor) -> float:

@@ -10,7 +10,6 @@ image as well, to steps of 2^-(8 + k); other widths than 8 tell what that does.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 from unittest.mock import patch
@@ -22,11 +21,12 @@ from tqdm import tqdm
 from quantspike import integer
 from quantspike.conversion import convert
 from quantspike.errors import QuantspikeError
+from quantspike.files import write_json
 from quantspike.integer import IntegerNetwork
 from quantspike.measuring import predict
 from quantspike.networks import QuantizedCNN
 from quantspike.params import WEIGHT_BITS
-from trained_networks import add_chain_arguments, load_chain, share, some_test_images
+from trained_networks import add_chain_arguments, integer_precision, load_chain, share, some_test_images
 from training import machine
 
 AT_ONCE = 25
@@ -35,9 +35,24 @@ AT_ONCE = 25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_chain_arguments(parser, images=2000)
-    parser.add_argument("--k", type=int, nargs="+", default=[0, 1, 2], help="precisions (default: 0 1 2)")
-    parser.add_argument("--bits", type=int, nargs="+", default=list(WEIGHT_BITS), help="widths (default: 4 to 16)")
-    parser.add_argument("--input-bits", type=int, default=integer.INPUT_BITS, help="of images (default: %(default)s)")
+    parser.add_argument("--k", type=integer_precision, nargs="+", default=[0, 1, 2], help="precisions (default: 0 1 2)")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=WEIGHT_BITS,
+        nargs="+",
+        default=list(WEIGHT_BITS),
+        metavar="BITS",
+        help="widths (default: 4 to 16)",
+    )
+    parser.add_argument(
+        "--input-bits",
+        type=int,
+        choices=range(17),
+        default=integer.INPUT_BITS,
+        metavar="BITS",
+        help="of images (default: %(default)s)",
+    )
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     try:
@@ -48,9 +63,12 @@ def main() -> None:
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
     print(table(rows))
+    for row in rows:
+        if "refused" in row:
+            print(f"k = {row['k']}, {row['weight_bits']} bits: {row['refused']}")
     if options.json:
         n = {"images": options.images, "input_bits": options.input_bits}
-        options.json.write_text(json.dumps({"machine": machine(torch.device("cpu")), "n": n, "rows": rows}, indent=2))
+        write_json(options.json, {"machine": machine(torch.device("cpu")), "n": n, "rows": rows})
 
 
 def measure(network: QuantizedCNN, images: Tensor, labels: Tensor, widths: list[int]) -> list[dict[str, Any]]:

@@ -142,7 +142,8 @@ def test_test_images_are_of_every_class_however_they_are_ordered() -> None:
     labels = np.repeat(np.arange(5), 4)
     images = labels.astype(np.uint8)[:, None, None, None] + np.zeros((20, 1, 4, 4), np.uint8)
     dataset = build_dataset((images, labels), (images, labels), tuple("abcde"), kind="images", name="in order of class")
-    for n, expected in ((5, [0, 1, 2, 3, 4]), (10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), (20, labels.tolist())):
+    cases = {3: [0, 1, 3], 5: [0, 1, 2, 3, 4], 7: [0, 0, 1, 2, 2, 3, 4], 20: labels.tolist()}
+    for n, expected in cases.items():
         chosen, classes = some_test_images(dataset, n)
         assert classes.tolist() == expected == chosen[:, 0, 0, 0].tolist()
     for n in (0, 21):
@@ -325,7 +326,7 @@ def test_a_scale_of_zero_has_no_published_rule() -> None:
 
 
 def test_every_width_of_weights_is_scored_against_the_trained_network(chain: list[str], tmp_path: Path) -> None:
-    table = run("weight_bits.py", *chain, "--images", "40", "--bits", "4", "16", "--json", str(tmp_path / "bits.json"))
+    table = run("weight_bits.py", *chain, "--images", "20", "--bits", "4", "16", "--json", str(tmp_path / "bits.json"))
     narrow, wide = json.loads((tmp_path / "bits.json").read_text())["rows"]
     assert (narrow["weight_bits"], wide["weight_bits"]) == (4, 16)
     assert wide["agrees_with_plain"] > 0.9
@@ -337,19 +338,50 @@ def test_a_coarser_image_agrees_less_with_the_trained_network(chain: list[str], 
     agreements = []
     for bits in ("0", "8"):
         path = tmp_path / f"{bits}.json"
-        run("weight_bits.py", *chain, "--images", "40", "--bits", "16", "--input-bits", bits, "--json", str(path))
+        run("weight_bits.py", *chain, "--images", "20", "--bits", "16", "--input-bits", bits, "--json", str(path))
         agreements.append(json.loads(path.read_text())["rows"][0]["agrees_with_plain"])
     assert agreements[0] < agreements[1]
 
 
-def test_finer_rounding_leaves_fewer_neurons_with_another_count(chain: list[str], tmp_path: Path) -> None:
+def test_neurons_differ_by_the_rounding_of_the_image_and_of_the_weights(chain: list[str], tmp_path: Path) -> None:
     path = tmp_path / "rounding.json"
-    table = run("rounding.py", *chain, "--images", "40", "--json", str(path))
+    table = run("rounding.py", *chain, "--images", "20", "--json", str(path))
     rows = json.loads(path.read_text())["rows"]
     differing = {(row["weight_bits"], row["input_bits"]): row["differing"] for row in rows}
-    assert sum(differing[12, 8]) > sum(differing[16, 16]) >= 0
-    assert all(len(shares) == 5 for shares in differing.values())
+    assert differing[16, 8][0] > 0 == differing[16, 12][0]  # what the image's rounding does to the encoding layer
+    assert sum(differing[12, 12]) > 0 == sum(differing[16, 12])  # what the weights' does to the whole network
     assert len(table.splitlines()) == 2 + 5
+
+
+def test_the_share_of_differing_neurons_is_that_of_both_rules(chain: list[str], tmp_path: Path) -> None:
+    run("rounding.py", *chain, "--images", "20", "--json", str(tmp_path / "rounding.json"))
+    run("published_rule.py", *chain, "--images", "20", "--steps", "60", "--json", str(tmp_path / "rules.json"))
+    shares = json.loads((tmp_path / "rounding.json").read_text())["rows"][0]["differing"]
+    neurons = [4 * 16, 4 * 4, 70 * 4, 70, 5]
+    whole = sum(share * n for share, n in zip(shares, neurons, strict=True)) / sum(neurons)
+    assert whole == pytest.approx(
+        json.loads((tmp_path / "rules.json").read_text())["ours"]["differing_neurons"], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "message"),
+    [
+        ("published_rule.py", ["--k", "fp32"], "fp32 has no spiking network: name an integer k"),
+        ("rounding.py", ["--k", "-1"], "a precision is fp32 or an integer from 0"),
+        ("weight_bits.py", ["--bits", "3"], "invalid choice: 3"),
+        ("weight_bits.py", ["--input-bits", "17"], "invalid choice: 17"),
+        ("jpeg.py", ["--json", "nowhere/result.json"], "there is no folder nowhere: make it"),
+        ("weight_bits.py", ["--images", "0"], "--images is 0, but there are"),
+    ],
+)
+def test_wrong_options_are_named_before_any_work(chain: list[str], script: str, wrong: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *chain, *wrong], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_compressed_images_differ_the_more_the_lower_the_quality() -> None:
