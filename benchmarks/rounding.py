@@ -70,10 +70,10 @@ def measure(network: QuantizedCNN, images: Tensor) -> list[dict[str, Any]]:
                 differing[weight_bits, input_bits] += torch.tensor(
                     [int((ours != theirs).sum()) for ours, theirs in zip(found, expected, strict=True)]
                 )
-    neurons = torch.tensor([layer.neurons for layer in network.architecture.layers]) * len(images)
+    neurons = torch.tensor([layer.neurons for layer in network.architecture.layers], dtype=torch.float64) * len(images)
     return [
-        {"k": network.k, "weight_bits": widths[0], "input_bits": widths[1], "differing": (count.double() / neurons).tolist()}
-        for widths, count in differing.items()
+        {"k": network.k, "weight_bits": weight_bits, "input_bits": input_bits, "differing": (count / neurons).tolist()}
+        for (weight_bits, input_bits), count in differing.items()
     ]
 
 

@@ -157,7 +157,8 @@ def _how_to_read(results: Sequence[ChainResult], compared: bool) -> str:
     return (
         f"{spread} SNN: the spiking network after {results[0].settings.simulate.steps} steps. SNN = integer: test "
         f"images{together} on which every net spike count is proved equal to the integer network's. Stable: the first "
-        f"step from which the accuracy no longer changes. Spikes, SOPs and MACs are per image.{published}"
+        f"step from which the accuracy no longer changes. Spikes, SOPs and MACs are per image; MACs, as published, "
+        f"include positions in the padding, SOPs only synapses that exist.{published}"
     )
 
 
