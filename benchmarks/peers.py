@@ -22,7 +22,7 @@ def encoded(network: IntegerNetwork, images: Tensor) -> Tensor:
 
 
 AT_ONCE = 2
-"""Images whose steps lie in memory together, about 1 GB for CNN 1 and 100 steps."""
+"""Images whose steps lie in memory together, in the multi-step mode."""
 
 
 class SpikingJelly:
@@ -47,7 +47,6 @@ class SpikingJelly:
 
     def run(self, inputs: Tensor, steps: int) -> Tensor:
         """Class scores after all steps: fp32 [N, C, H, W] -> fp32 [N, classes]."""
-        self._reset(self._network)
         with torch.inference_mode():
             if self._step_mode == "m":
                 parts = []
@@ -55,8 +54,9 @@ class SpikingJelly:
                     self._reset(self._network)
                     parts.append(self._network(part.expand(steps, *part.shape)).sum(dim=0))
                 return torch.cat(parts)
+            self._reset(self._network)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            scores = self._network(inputs)
+            scores: Tensor = self._network(inputs)
             for _ in range(steps - 1):
                 scores = scores + self._network(inputs)
             return scores
