@@ -7,45 +7,53 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo run-demo test lint ui results readme publish bench gpu-packages gpu-results clean
+.PHONY: help setup demo run-demo same-demo test lint ui results readme publish bench clean
 
 help:
-	@echo "make demo     the whole workflow on handwritten digits, in minutes, without a network"
-	@echo "make test     style, types and tests"
-	@echo "make results  the results table so far"
-	@echo "make readme   the results table in README.md, from the result files"
-	@echo "make ui       the MLflow UI on http://127.0.0.1:5000"
-	@echo "make publish  tables and MLflow runs made anew from the result files"
-	@echo "make bench    the simulation against other libraries; BENCH='--weights FILE --data IMAGES' names a network"
-	@echo "make gpu-results  the published protocol on a bare machine with a GPU, packed: docs/gpu.md"
-	@echo "make setup    only the virtual environment, .venv"
-	@echo "make clean    removes .venv and caches, never results"
-	@echo "dvc repro     the experiments of params.yaml (after: . $(VENV)/bin/activate)"
+	@echo "make demo       the whole workflow on handwritten digits, in minutes, without a network"
+	@echo "make test       style, types, imports and tests"
+	@echo "make results    the results table so far"
+	@echo "make ui         the MLflow UI on http://127.0.0.1:5000"
+	@echo "make readme     the results table in README.md, from the result files"
+	@echo "make publish    tables and MLflow runs made anew from the result files"
+	@echo "make same-demo  runs the demo anew and compares its numbers with the committed ones"
+	@echo "make bench      the simulation against other libraries; BENCH='--weights FILE --data IMAGES' names a network"
+	@echo "make setup      only the virtual environment, .venv"
+	@echo "make clean      removes .venv and caches, never results"
+	@echo "dvc repro       the experiments of params.yaml (after: . $(VENV)/bin/activate)"
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, $(PYTHON) is `$(PYTHON) --version`: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+	  echo "Python 3.11 to 3.14 is needed, $(PYTHON) is `$(PYTHON) --version`: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)
 	@dvc stage list --name-only | grep -q '^plot@demo-' || \
-	  { echo "run.profile in params.yaml lacks demo: add it to the list" >&2; exit 1; }
+	  { echo "grid.profile in params.yaml lacks demo: add it to the list" >&2; exit 1; }
 	@{ dvc stage list --name-only | grep '^plot@demo-' | xargs dvc status --quiet --with-deps && \
 	  dvc status --quiet publish; } || $(MAKE) --no-print-directory run-demo
-	@python -m quantspike.show --profile demo
+	@quantspike results --profile demo
 
-# Most of the demo's time is starting Python, so its chains run two at a time, each on one core. What they share comes
-# first.
+# Most of the demo's time is starting Python, so its runs go two at a time, each on one core. What they share comes first.
 run-demo:
-	dvc repro --glob 'pretrain@demo-*'
+	dvc repro $(FORCE) download@demo
+	dvc stage list --name-only | grep '^baseline@demo-' | OMP_NUM_THREADS=1 xargs -P 2 -I {} \
+	  dvc --wait-for-lock repro $(FORCE) --single-item {}
 	dvc stage list --name-only | sed -n 's/^simulate@\(demo-.*\)/\1/p' | OMP_NUM_THREADS=1 xargs -P 2 -I {} \
-	  dvc --wait-for-lock repro --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
-	dvc repro --glob 'plot@demo-*'
-	dvc repro --single-item publish
+	  dvc --wait-for-lock repro $(FORCE) --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
+	dvc repro $(FORCE) --glob 'plot@demo-*'
+	dvc repro $(FORCE) --single-item publish
+
+same-demo: $(READY)
+	rm -rf data/resume/demo-*
+	$(MAKE) --no-print-directory run-demo FORCE=--force
+	@git diff --exit-code --stat HEAD -- metrics/demo && test -z "`git ls-files --others --exclude-standard metrics/demo`" || \
+	  { echo "numbers of the demo differ from the last commit, or are not committed: git status metrics/demo" >&2; exit 1; }
+	@echo "all numbers of the demo are those of the last commit"
 
 test: lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
@@ -54,34 +62,24 @@ lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 
 results: $(READY)
-	@python -m quantspike.show
+	@quantspike results
 
 readme: $(READY)
-	@python -m quantspike.readme
+	@quantspike readme
 
 publish: $(READY)
 	python stages/publish.py
 
 ui: $(READY)
-	python -m quantspike.ui
+	quantspike ui
 
 # The other libraries come only when they are asked for.
 bench: $(READY)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	python benchmarks/simulation.py --json benchmark.json $(BENCH)
 
-# What the library needs beside torch, torchvision, numba, numpy and PyYAML, for a machine that cannot fetch it.
-GPU_PYTHON ?= 3.12
-gpu-packages: $(READY)
-	$(VENV)/bin/python -m pip install --quiet --upgrade --target build/packages --constraint constraints.txt \
-	  --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 --only-binary :all: \
-	  pydantic safetensors tqdm filelock
-
-# Runs where nothing is installed for it, hence not in .venv; a second call goes on. AWAY='--minutes 5 --k 1' and so on.
-gpu-results:
-	PYTHONPATH=src:build/packages $(PYTHON) -m quantspike.away run --profile paper $(AWAY)
-
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info

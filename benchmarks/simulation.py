@@ -1,207 +1,132 @@
-"""Times the spiking simulation of a trained network against SpikingJelly, snnTorch and this machine's own limit.
+"""Time the spiking simulation of a trained network against SpikingJelly, snnTorch and the machine's own limit.
 
     python benchmarks/simulation.py --json benchmark.json
-    python benchmarks/simulation.py --weights trained.safetensors --data cifar10-jpeg.tar.gz
+    python benchmarks/simulation.py --weights trained.safetensors --data path/to/cifar-10-batches-py
 
-Everything takes turns within one run, round by round, and ratios are taken within a round, so that they hold on a
-machine whose speed drifts. What is timed of this project is what its workflow does: every image runs until it is at
-rest, all T steps are recorded, and all net counts are compared with the integer network's. Needs the extra `bench`.
+All take turns within a round, and ratios are taken within a round, so that they hold on a machine whose speed drifts;
+each round has images of its own. What is timed of this project is what its workflow does: every image runs until it is
+settled, all T steps are recorded, and all net counts are compared with the integer network's. Printed are the medians
+of all figures, and the ratios with their ranges: images per second over the other libraries', SOPs per second over the
+limit. Needs the extra `bench`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import trange
 
-from peers import SnnTorch, SpikingJelly, encoded
-from quantspike.data import Dataset
-from quantspike.errors import QuantspikeError
-from quantspike.files import write_json
-from quantspike.integer import IntegerNetwork
-from quantspike.params import Simulate
-from quantspike.simulation import simulate
+from common import CPU, at_least, machine, new_parser, report, spread
+from peers import Peer, check_installed, encode, make_peers
+from quantspike.conversion.integer import IntegerNetwork
 from quantspike.simulation.events import EventEngine
+from quantspike.simulation.run import simulate
+from quantspike.simulation.trace import Trace
 from row_limit import row_additions_per_second
-from trained_networks import load_images, load_network, newest_full_width_network, some_test_images
+from trained_networks import add_network_options, choose_images, load_images, load_network, simulate_settings
 
-CPU = torch.device("cpu")
-PACKAGES = ("torch", "numba", "numpy", "spikingjelly", "snntorch")
+BATCH_SIZE = 50
 
 Round = dict[str, float]
+"""The figures of a round by name."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="trained network (default: the newest of full width under data/)")
-    parser.add_argument("--data", type=Path, help="images: images.safetensors, or an archive or folder of images")
-    parser.add_argument("--images", type=int, default=500, help="images to simulate (default: %(default)s)")
-    parser.add_argument("--peer-images", type=int, default=10, help="a round's images for peers (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that share them (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="steps T (default: %(default)s)")
+    parser = new_parser(__doc__)
+    add_network_options(parser, images=500)
+    parser.add_argument("--peer-images", type=at_least(1), default=10, help="images of a round for other libraries")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="rounds that share them (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=100, help="steps T (default: %(default)s)")
     parser.add_argument("--no-peers", action="store_true", help="only this project and the machine's limit")
-    parser.add_argument("--json", type=Path, help="where the result goes as well")
     options = parser.parse_args()
-    if min(options.rounds, options.peer_images, options.steps) < 1 or options.images < options.rounds:
-        parser.error("rounds, images, peer-images and steps must be 1 or more, and images at least as many as rounds")
-    try:
-        path = options.weights or newest_full_width_network()
-        network = load_network(path)
-        dataset = load_images(options.data)
-        result = measure(network, dataset, options)
-    except QuantspikeError as error:
-        sys.exit(f"error: {error}")
-    result = {"network": path.name, "data": dataset.fingerprint["name"], "machine": machine(), **result}
-    print(json.dumps(result, indent=2))
-    if options.json:
-        write_json(options.json, result)
+    if options.images < options.rounds * (1 if options.no_peers else options.peer_images):
+        parser.error("--images must be at least --rounds times --peer-images, or --rounds without peers")
+    report(measure, options)
 
 
-def measure(network: IntegerNetwork, dataset: Dataset, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians over the rounds of every figure, and of the ratios within a round.
-
-    Every round has images of its own, which come from the whole test set.
-    """
-    images, _ = some_test_images(dataset, options.images)
-    parts = [images[index :: options.rounds] for index in range(options.rounds)]
-    peers, peer_parts = {}, []
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the medians over the rounds of every figure, and of the ratios within a round."""
     if not options.no_peers:
-        peers = load_peers(network)
-        images, _ = some_test_images(dataset, options.rounds * options.peer_images, "--rounds times --peer-images")
-        peer_parts = [encoded(network, images[index :: options.rounds]) for index in range(options.rounds)]
-    warm_up(network, parts[0], peers, peer_parts)
-    rounds, settled, wrong = [], 0, 0
+        check_installed()
+    network, dataset = load_network(options.weights), load_images(options.data)
+    images = choose_images(dataset, options.images)
+    peers = {} if options.no_peers else make_peers(network)
+    warm_up(network, images[:2], peers)
+    rounds, traces = [], []
     for index in trange(options.rounds, desc="rounds", leave=False, disable=None):
-        figures, trace = time_simulation(network, parts[index], options.steps)
-        settled, wrong = settled + int((trace.settled_step > 0).sum()), wrong + trace.mismatching_images
-        for name, run in peers.items():
-            inputs = peer_parts[index]
-            figures[name] = seconds(lambda run=run, inputs=inputs: run(inputs, options.steps)) / len(inputs)
+        part = images[index :: options.rounds]
+        figures, trace = time_simulation(network, part, options.steps)
+        inputs = encode(network, part[: options.peer_images])
+        for name, peer in peers.items():
+            figures[name] = seconds(partial(peer, inputs, options.steps)) / len(inputs)
         rounds.append(figures)
-    found = {name: [ratio(figures) for figures in rounds] for name, ratio in ratios(peers).items()}
+        traces.append(trace)
     return {
-        "layers": network.architecture.text,
-        "k": network.k,
-        "images": options.images,
-        "peer_images": 0 if options.no_peers else options.peer_images * options.rounds,
-        "rounds": options.rounds,
-        "steps": options.steps,
-        "seconds_for_all_images": sum(
-            figures["seconds_per_image"] * len(part) for figures, part in zip(rounds, parts, strict=True)
-        ),
-        "settled": settled,
-        "mismatches": wrong,
+        "network": {"file": options.weights.name, "layers": network.architecture.text, "k": network.k},
+        "data": dataset.fingerprint["name"],
+        "machine": machine(CPU),
+        "n": {name: getattr(options, name) for name in ("images", "peer_images", "rounds", "steps")},
+        "settled": sum(int((trace.settled_step > 0).sum()) for trace in traces),
+        "mismatches": sum(trace.mismatching_images for trace in traces),
         "medians": {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]},
-        "ratios": {name: statistics.median(values) for name, values in found.items()},
-        "ratio_ranges": {name: [min(values), max(values)] for name, values in found.items()},
+        "ratios": {name: spread([ratios(figures)[name] for figures in rounds]) for name in ratios(rounds[0])},
     }
 
 
-def time_simulation(network: IntegerNetwork, images: Tensor, steps: int) -> tuple[Round, Any]:
-    """A round of this project: the whole simulation, the engine alone, and the limit with the same operations."""
-    settings = Simulate(steps=steps, settle_limit=max(1000, steps), engine="events")
+def warm_up(network: IntegerNetwork, images: Tensor, peers: dict[str, Peer]) -> None:
+    """Compile the kernels and let every library allocate what it needs."""
+    time_simulation(network, images, 1)
+    for peer in peers.values():
+        peer(encode(network, images), 2)
+
+
+def time_simulation(network: IntegerNetwork, images: Tensor, steps: int) -> tuple[Round, Trace]:
+    """Time the whole simulation, the engine alone, and the machine's limit with the same operations."""
+    settings = simulate_settings(steps, BATCH_SIZE)
     start = time.perf_counter()
     trace = simulate(network, images, settings, CPU)
     whole = time.perf_counter() - start
     engine = EventEngine(network)
-    currents = [network.input_current(part) for part in torch.split(images, settings.batch_size)]
-    alone = seconds(lambda: [engine.run(current, settings.steps, settings.settle_limit) for current in currents])
+    currents = [network.input_current(part) for part in torch.split(images, BATCH_SIZE)]
+    alone = seconds(lambda: [engine.run(current, steps, settings.settle_limit) for current in currents])
     synops, threads = trace.layer_synops[-1], torch.get_num_threads()
-    # What the last layer's spikes reach is the classifier, which has no rows to add.
-    limit = row_additions_per_second(network, [int(count) // threads for count in synops[:-1]], threads)
     total = float(synops.sum())
+    # The last layer's spikes reach the classifier, which has no rows to add.
+    limit = row_additions_per_second(network, [int(count) // threads for count in synops[:-1]], threads)
     return {
         "seconds_per_image": whole / len(images),
         "engine_seconds_per_image": alone / len(images),
         "synops_per_image": total / len(images),
+        "synops_per_second": total / whole,
         "engine_synops_per_second": total / alone,
-        "synops_per_second_with_proof": total / whole,
         "row_additions_per_second": limit,
     }, trace
 
 
-def load_peers(network: IntegerNetwork) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """What runs inputs for a number of steps, by name.
-
-    Raises:
-        QuantspikeError: the extra `bench` is not installed.
-    """
-    try:
-        return {
-            "spikingjelly single-step": SpikingJelly(network, "s").run,
-            "spikingjelly multi-step": SpikingJelly(network, "m").run,
-            "snntorch": SnnTorch(network).run,
-        }
-    except ImportError as error:
-        raise QuantspikeError(
-            f"the peers are not installed ({error}): pip install --constraint constraints.txt --editable '.[bench]', "
-            "or leave them out with --no-peers"
-        ) from error
-
-
-def warm_up(network: IntegerNetwork, images: Tensor, peers: dict[str, Any], peer_parts: list[Tensor]) -> None:
-    """Compiles the kernels and lets every library allocate what it needs."""
-    time_simulation(network, images, 1)
-    for run in peers.values():
-        run(peer_parts[0][:2], 2)
-
-
-def ratios(peers: dict[str, Any]) -> dict[str, Callable[[Round], float]]:
-    """This project over the others: images per second over the peers', SOPs per second over the limit."""
-    found: dict[str, Callable[[Round], float]] = {}
-    if peers:
-        modes = [name for name in peers if name.startswith("spikingjelly")]
-        found["spikingjelly"] = lambda figures: min(figures[mode] for mode in modes) / figures["seconds_per_image"]
-        found["snntorch"] = lambda figures: figures["snntorch"] / figures["seconds_per_image"]
-    return found | {
-        "row_addition_limit": lambda figures: figures["engine_synops_per_second"] / figures["row_additions_per_second"],
-        "row_addition_limit_with_proof": lambda figures: (
-            figures["synops_per_second_with_proof"] / figures["row_additions_per_second"]
-        ),
+def ratios(figures: Round) -> dict[str, float]:
+    """Return this project over the others: images per second over the peers', SOPs per second over the limit."""
+    found = {
+        "row_addition_limit": figures["engine_synops_per_second"] / figures["row_additions_per_second"],
+        "row_addition_limit_with_proof": figures["synops_per_second"] / figures["row_additions_per_second"],
     }
+    for library in ("spikingjelly", "snntorch"):
+        if times := [figures[name] for name in figures if name.startswith(library)]:
+            found[library] = min(times) / figures["seconds_per_image"]
+    return found
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """Return how long some work takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "processor": processor(),
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

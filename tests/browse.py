@@ -13,17 +13,17 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-SECONDS = 60
-"""For a page to be drawn, on a slow machine."""
+PATIENCE = 300_000
+"""Milliseconds for a page to be drawn, on a slow machine."""
 
-_SECONDS_TO_DRAW = 20
+_TIME_TO_DRAW = 20_000
 
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
-    # Without these the browser looks for services on the internet, of which a page on this machine needs none.
+    # Without these the browser looks for services on the internet, which a page on this machine does not need.
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -35,16 +35,19 @@ localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
 localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
 """
 
+_DRAWN = """([plot, lines]) => plot.data
+    && (plot.data.filter(line => line.name).length >= lines || plot.data.some(line => line.type === 'bar'))"""
+
 
 @contextmanager
 def browser_page() -> Iterator[Any]:
-    """A page of a headless browser."""
+    """Open a page of a headless browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS, timeout=PATIENCE)
         page = browser.new_context(viewport={"width": 1700, "height": 1300}).new_page()
-        page.set_default_timeout(1000 * SECONDS)
+        page.set_default_timeout(PATIENCE)
         page.add_init_script(_NO_ASSISTANT)
         try:
             yield page
@@ -52,17 +55,13 @@ def browser_page() -> Iterator[Any]:
             browser.close()
 
 
-_DRAWN = """([plot, lines]) => plot.data
-    && (plot.data.filter(line => line.name).length >= lines || plot.data.some(line => line.type === 'bar'))"""
-
-
 def first_charts(page: Any, count: int, lines: int) -> list[dict[str, Any]]:
-    """Charts, once each is drawn: title, and what Plotly drew, as its own `data` and `layout` have it.
+    """Return charts, once each is drawn: the title, and what Plotly drew, as its own `data` and `layout` have it.
 
     Args:
         page: of the browser.
         count: of charts.
-        lines: that a chart of lines has when it is whole.
+        lines: that a chart of lines has when it is complete.
     """
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
     found = []
@@ -77,11 +76,11 @@ def first_charts(page: Any, count: int, lines: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Take the picture."""
     address, picture = sys.argv[1:]
     with browser_page() as page:
         page.goto(address)
-        page.wait_for_timeout(1000 * _SECONDS_TO_DRAW)  # the page never stops asking the server for news
+        page.wait_for_timeout(_TIME_TO_DRAW)  # the page never stops asking the server for news
         page.screenshot(path=picture)
 
 

@@ -8,41 +8,49 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from quantspike import augmentation
-from quantspike.class_folders import Labelled
-from quantspike.data import Dataset, build_dataset
-from quantspike.networks import QuantizedCNN
-from quantspike.tracking import publish
-from tracking_processes import Server, starting_server
+from quantspike.data.dataset import Dataset, Labelled, build_dataset
+from quantspike.data.preparation import central_images
+from quantspike.networks.cnn import QuantizedCNN
+
+if TYPE_CHECKING:
+    from tracking_processes import Server
 
 PARAMS: dict[str, Any] = {
-    "run": {"profile": ["tiny"], "model": ["small"], "k": ["fp32", 1], "seed": [0]},
+    "grid": {"profile": ["tiny"], "model": ["small"], "k": [1], "seed": [0]},
     "models": {"small": {"layers": "8C3-P2-16C3-P2-16"}},
     "profiles": {
         "tiny": {
             "data": {"source": "digits", "crop": 8},
             "width": 0.5,
-            "pretrain": {"epochs": 0},
-            "train": {"epochs": 1, "learning_rate": 0.003, "batch_size": 50, "validation": 100, "flip": False},
+            "recipe": {
+                "batch_size": 50,
+                "validation": 100,
+                "flip": False,
+                "brightness": 63,
+                "contrast": 0.8,
+                "activation_penalty": 0,
+                "arithmetic": "fp32",
+            },
+            "baseline": [{"epochs": 1, "learning_rate": 0.003}],
+            "train": {"start": "scratch", "epochs": 1, "learning_rate": 0.003},
             "finetune": {"epochs": 1, "learning_rate": 0.0003},
             "convert": {"weight_bits": 12},
-            "simulate": {"steps": 20, "settle_limit": 200, "batch_size": 100, "log_batch": 100},
+            "simulate": {"steps": 20, "settle_limit": 200, "engine": "auto", "batch_size": 100, "log_batch": 100},
         }
     },
-    "energy": {},
+    "energy": {"fp32_mac": 4.6, "int8_mac": 0.23, "int32_add": 0.1, "on_chip": 5.0, "dram": 640.0},
     "device": "cpu",
 }
-"""A grid of two chains that train in about a second."""
+"""A grid of a baseline and one k, which train in about a second."""
 
 Edit = Callable[..., Path]
 
@@ -55,14 +63,17 @@ def params_content() -> dict[str, Any]:
 
 @pytest.fixture
 def write_params(tmp_path: Path, params_content: dict[str, Any]) -> Edit:
-    """Writes the small params file with changes: `write_params({"run.k": [1], "device": None})`; None removes a key."""
+    """A function that writes the small params file with changes: `write_params({"grid.k": [2], "device": None})`.
+
+    Numbers in a place are indices, as in `profiles.tiny.baseline.0.epochs`; None removes a key.
+    """
 
     def write(changes: dict[str, Any] | None = None) -> Path:
         for place, value in (changes or {}).items():
             *sections, name = place.split(".")
-            section = params_content
+            section: Any = params_content
             for part in sections:
-                section = section[part]
+                section = section[int(part) if part.isdecimal() else part]
             if value is None:
                 del section[name]
             else:
@@ -75,7 +86,7 @@ def write_params(tmp_path: Path, params_content: dict[str, Any]) -> Edit:
 
 
 def labelled(n: int, seed: int, channels: int = 1, size: int = 6, classes: int = 3) -> Labelled:
-    """Noise whose brightest row tells the class, so that it can be learned: uint8 [n, C, size, size], int64 [n]."""
+    """Return noise whose brightest row tells the class: uint8 images [n, C, size, size] and int64 labels [n]."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, n)
     images = random.integers(0, 160, (n, channels, size, size), dtype=np.uint8)
@@ -84,8 +95,8 @@ def labelled(n: int, seed: int, channels: int = 1, size: int = 6, classes: int =
 
 
 def with_averages(network: QuantizedCNN, dataset: Dataset) -> QuantizedCNN:
-    """Lets batch normalization see the training images, so that an untrained network has activations to speak of."""
-    images = augmentation.central_images(torch.from_numpy(dataset.train_images), network.architecture.image_size)
+    """Return the network after batch normalization has seen the training images, so that activations vary."""
+    images = central_images(torch.from_numpy(dataset.train_images), network.architecture.image_size)
     network.train()
     with torch.no_grad():
         for _ in range(60):  # 0.9^60 = 0.002 of what the averages were
@@ -102,16 +113,17 @@ def tiny_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database; made once, since MLflow takes three seconds for it."""
-    if importlib.util.find_spec("mlflow") is None:
-        pytest.skip("mlflow is not installed")
+    mlflow = pytest.importorskip("mlflow")
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    publish([], uri=f"sqlite:///{path}", experiment="another one")
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")
     return path
 
 
 @pytest.fixture(scope="session")
 def starting_mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
     """An MLflow server that does not answer yet; started once and early, since that takes it five seconds."""
+    from tracking_processes import starting_server
+
     with starting_server(tmp_path_factory.mktemp("server"), empty_database) as server:
         yield server
 

@@ -1,8 +1,9 @@
-"""Networks to draw, made up by formula, and what is found in the figures of them."""
+"""Made-up networks to draw, and what their figures hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,110 +12,106 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
+from matplotlib.table import Table
 from matplotlib.text import Text
 
-from make_results import data_set, make_chain, make_made_with, make_params, make_pretraining
-from quantspike.figures import FIGURES, Comparison, compare_results
-from quantspike.params import Energy, Model, Params, Precision
-from quantspike.paths import chains
-from quantspike.results import ChainResult, read_all
+from make_results import ENERGY, data_set, make_params, make_run
+from quantspike.params import Energy
+from quantspike.paths import grid_runs
+from quantspike.reporting.figures.comparison import Comparison, compare_results
+from quantspike.reporting.figures.gallery import FIGURES
+from quantspike.reporting.results import RunResult, SpikingResult, read_all, spiking_results
+
+PRICES = Energy(**ENERGY)
 
 DIGITS: dict[str, Any] = {"images": data_set("digits"), "data": {"source": "digits", "crop": 8}, "width": 0.25}
-"""CNN 1 as the demo has it, of which nothing was published: 9,472 neurons."""
+"""CNN 1 as the demo has it, without published figures: 9,792 neurons."""
 
 SHORT: dict[str, Any] = {
-    "pretrain": {"epochs": 0},
-    "train": {"epochs": 6, "learning_rate": 1e-3, "batch_size": 200},
+    "baseline": [{"epochs": 6, "learning_rate": 1e-3}, {"epochs": 2, "learning_rate": 1e-4}],
+    "train": {"start": "scratch", "epochs": 6, "learning_rate": 1e-3},
     "finetune": {"epochs": 2, "learning_rate": 1e-4},
 }
 """A training of few epochs."""
 
-PRETRAINED: dict[str, Any] = {
-    "pretrain": {"epochs": 4},
-    "train": {"epochs": 2, "learning_rate": 1e-3, "batch_size": 200},
+FROM_BASELINE: dict[str, Any] = {
+    "baseline": [{"epochs": 3, "learning_rate": 1e-3}, {"epochs": 1, "learning_rate": 1e-4}],
+    "train": {"start": "baseline", "epochs": 2, "learning_rate": 1e-3},
     "finetune": {"epochs": 1, "learning_rate": 1e-4},
 }
-"""A training of which every k shares the first epochs."""
+"""A training in which every k starts from the baseline."""
 
 LONG_NAME = "IMAGES_" + "OF_A_LONG_NAME_" * 4 + ".tar.gz"
 
 CASES: dict[str, dict[str, Any]] = {
     "published": {},
-    "seeds": {"seed": (0, 1, 2), "images": data_set("images", name=LONG_NAME)},
-    "seeds of digits": {"k": ("fp32", 0, 2), "seed": (0, 1, 2), **DIGITS, **SHORT},
-    "many k": {"k": ("fp32", *range(8)), "seed": (0, 1, 2)},
-    "one k": {"k": (1,), "steps": 30, **DIGITS},
-    "fp32": {"k": ("fp32",)},
-    "pretrained": {"k": ("fp32", 1), **DIGITS, **PRETRAINED},
-    "one step": {"k": (0, 1), "steps": 1, **DIGITS},
-    "seven steps of few layers": {"k": ("fp32", 3, 0), "steps": 7, "layers": "8C3-P2-16", **DIGITS, **SHORT},
+    "seeds of digits": {"k": (0, 2), "seed": (0, 1, 2), **DIGITS, **SHORT},
+    "many k": {"k": range(8), "seed": (0, 1, 2), "images": data_set(name=LONG_NAME)},
+    "one k": {"k": (1,), "simulate__steps": 30, **DIGITS},
+    "from baseline": {"k": (0, 1), **DIGITS, **FROM_BASELINE},
+    "one step": {"k": (0, 1), "simulate__steps": 1, **DIGITS},
+    "seven steps of few layers": {"k": (3, 0), "simulate__steps": 7, "layers": "8C3-P2-16", **DIGITS, **SHORT},
 }
 """Grids that a figure must have room for."""
 
 
-def make_project(
+def make_results(
     root: Path,
-    k: Sequence[Precision] = ("fp32", 0, 1, 2),
+    k: Sequence[int] = (0, 1, 2),
     seed: Sequence[int] = (0,),
     images: dict[str, Any] | None = None,
-    steps: int = 100,
     layers: str | None = None,
     **profile: Any,
-) -> Params:
-    """Result files of CNN 1, or of a network of other layers; `profile` changes the published protocol."""
-    params = make_params(k=k, seed=seed, steps=steps, **profile)
+) -> list[RunResult]:
+    """Return results of CNN 1, or of a network of other layers; `profile` changes the published protocol."""
+    runs = grid_runs(make_params(k=k, seed=seed, **profile), root)
     if layers is not None:
-        params = params.model_copy(update={"models": {"cnn1": Model(layers=layers)}})
-    settings = params.profiles["paper"]
-    epochs = (settings.train.epochs, settings.finetune.epochs)
-    made_with = make_made_with() | {"settings": settings.training_settings}
-    for chain in chains(params, root):
-        make_chain(chain, images, steps, epochs, made_with, params.architecture(chain.profile, chain.model))
-        if settings.pretrain.epochs:
-            make_pretraining(chain, settings.pretrain.epochs)
-    return params
+        runs = [replace(run, layers=layers) for run in runs]
+    for run in runs:
+        make_run(run, images)
+    return read_all(runs)
 
 
-def make_results(root: Path, **grid: Any) -> list[ChainResult]:
-    """The same, read back."""
-    params = make_project(root, **grid)
-    return read_all(chains(params, root), params)
-
-
-def compare(results: Sequence[ChainResult]) -> Comparison:
-    """At the default prices."""
-    return compare_results(results, Energy())
+def compare(results: Sequence[RunResult]) -> Comparison:
+    """Return the comparison of results at the default prices."""
+    return compare_results(results, PRICES)
 
 
 @cache
-def results_of(case: str) -> list[ChainResult]:
-    """Results of one of the cases; their files are gone."""
+def results_of(case: str) -> list[RunResult]:
+    """Return the results of one of the cases; their files are gone."""
     with TemporaryDirectory() as folder:
         return make_results(Path(folder), **CASES[case])
 
 
+def spiking_of(case: str, k: int) -> list[SpikingResult]:
+    """Return the results of one k, one per seed."""
+    return [result for result in spiking_results(results_of(case)) if result.run.k == k]
+
+
 @cache
 def comparison_of(case: str) -> Comparison:
-    """What a figure of one of the cases shows."""
+    """Return what a figure of one of the cases shows."""
     return compare(results_of(case))
 
 
 @cache
 def figure_of(name: str, case: str) -> Figure:
-    """A figure of one of the cases, drawn once: tests only look at it."""
+    """Return a figure of one of the cases, drawn once: tests only look at it."""
     return FIGURES[name](comparison_of(case))
 
 
 def lines_of(axes: Axes, **wanted: Any) -> list[Any]:
-    """Lines with these properties, such as marker="o"."""
+    """Return lines with these properties, such as marker="o"."""
     return [
         line for line in axes.lines if all(getattr(line, f"get_{name}")() == value for name, value in wanted.items())
     ]
 
 
 def line_of(axes: Axes, color: str) -> Any:
-    """The curve of a precision: the one thick solid line in its colour."""
+    """Return the curve of a precision: the one thick solid line in its colour."""
     (line,) = [one for one in lines_of(axes, linestyle="-", linewidth=2.0) if to_hex(one.get_color()) == color]
     return line
 
@@ -124,7 +121,7 @@ def points_of(line: Any) -> list[tuple[float, float]]:
 
 
 def band_of(axes: Axes, color: str) -> dict[float, tuple[float, float]]:
-    """Lowest and highest value of the one band in a colour, at each place."""
+    """Return lowest and highest value of the one band in a colour, at each place."""
     (band,) = [one for one in axes.collections if to_hex(one.get_facecolor()[0]) == color]
     heights: dict[float, list[float]] = {}
     for x, y in band.get_paths()[0].vertices:
@@ -137,7 +134,7 @@ def bars_of(axes: Axes) -> list[Rectangle]:
 
 
 def error_bars_of(axes: Axes) -> list[tuple[float, float, float]]:
-    """Place, low and high end of each error bar."""
+    """Return place, low and high end of each error bar."""
     found = []
     for container in axes.containers:
         if (bars := getattr(container, "has_yerr", False)) and bars:
@@ -146,27 +143,39 @@ def error_bars_of(axes: Axes) -> list[tuple[float, float, float]]:
     return found
 
 
+def legends_of(figure: Figure) -> list[Legend]:
+    return [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()) is not None)]
+
+
 def legend_of(figure: Figure) -> list[str]:
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    return [text.get_text() for legend in legends if legend is not None for text in legend.get_texts()]
+    return [text.get_text() for legend in legends_of(figure) for text in legend.get_texts()]
 
 
 def written_in(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
+def table_of(axes: Axes) -> list[list[str]]:
+    """Return the text of a table, row by row."""
+    (table,) = [child for child in axes.get_children() if isinstance(child, Table)]
+    cells = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
+    rows, columns = (1 + max(numbers) for numbers in zip(*cells, strict=True))
+    return [[cells[row, column] for column in range(columns)] for row in range(rows)]
+
+
 def tick_labels_of(axes: Axes) -> list[str]:
-    return [label.get_text() for label in axes.get_xticklabels()]
+    low, high = axes.get_xlim()
+    return [label.get_text() for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
 
 
 def texts_of(figure: Figure) -> Iterator[Text]:
-    """Every text that is drawn; matplotlib also keeps labels for ticks beyond the limits of an axis."""
+    """Yield every text that is drawn; matplotlib also keeps labels for ticks beyond the limits of an axis."""
     yield from figure.texts
-    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
-        if legend is not None:
-            yield from legend.get_texts()
+    yield from (text for legend in legends_of(figure) for text in legend.get_texts())
     for axes in figure.axes:
         yield from (child for child in axes.get_children() if isinstance(child, Text))
+        tables = [child for child in axes.get_children() if isinstance(child, Table)]
+        yield from (cell.get_text() for table in tables for cell in table.get_celld().values())
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             if axes.axison:
                 low, high = sorted(limits)

@@ -1,4 +1,4 @@
-"""Small networks made up from a seed, or by hand from lists of numbers."""
+"""Small networks from a seed, or by hand from lists of numbers, and settings to simulate them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from quantspike.architecture import Architecture, Layer
-from quantspike.integer import IntegerLayer, IntegerNetwork
-from quantspike.networks import Block
+from quantspike.conversion.integer import IntegerLayer, IntegerNetwork
+from quantspike.networks.architecture import Architecture, Layer
+from quantspike.networks.cnn import Block
+from quantspike.params import Simulate
 
 LAYER_STRINGS = (
     ("1C1-1", 1),
@@ -25,11 +26,21 @@ LAYER_STRINGS = (
 )
 """Layer strings with an image size each: borders, strides and kernels of every kind, small enough to enumerate."""
 
+LIMIT = 4096
+"""Settling limit that every random network keeps."""
+
+
+def simulate_settings(
+    steps: int, limit: int = LIMIT, engine: Any = "auto", batch_size: int = 50, log_batch: int = 50
+) -> Simulate:
+    """Return settings of a simulation."""
+    return Simulate(steps=steps, settle_limit=limit, engine=engine, batch_size=batch_size, log_batch=log_batch)
+
 
 def random_integer_network(
     text: str, image_size: int, seed: int, *, k: int = 1, weight_bits: int = 12, channels: int = 2, classes: int = 3
 ) -> IntegerNetwork:
-    """Weights over the whole format, thresholds as a conversion makes them, and now and then a dead channel."""
+    """Return weights over the whole format, thresholds as a conversion makes them, and a few dead channels."""
     random = np.random.default_rng(seed)
     architecture = Architecture.parse(text, image_size=image_size, image_channels=channels, classes=classes)
     layers = tuple(_random_layer(shape, 2 ** (weight_bits - 1) - 1, random) for shape in architecture.layers)
@@ -38,22 +49,11 @@ def random_integer_network(
 
 
 def random_images(n: int, size: int, seed: int, channels: int = 2) -> Tensor:
-    """Noise, each image of a contrast of its own, the first one uniform: uint8 [n, channels, size, size]."""
+    """Return noise, each image with its own contrast, the first one uniform: uint8 [n, channels, size, size]."""
     random = np.random.default_rng(seed)
     levels = np.concatenate(([1], random.integers(2, 257, max(0, n - 1))))[:n]
     pixels = random.random((n, channels, size, size)) * levels[:, None, None, None]
     return torch.from_numpy(pixels.astype(np.uint8))
-
-
-def integer_layer(shape: Layer, weight: Any, bias: Sequence[int], threshold: Sequence[int]) -> IntegerLayer:
-    """A layer from lists of numbers; the weights in any nesting, in the order [out, in, row, column]."""
-    weights = torch.tensor(weight, dtype=torch.int16)
-    return IntegerLayer(
-        shape,
-        weights.reshape(shape.out_channels, shape.in_channels, shape.kernel, shape.kernel),
-        torch.tensor(bias, dtype=torch.int32),
-        torch.tensor(threshold, dtype=torch.int32),
-    )
 
 
 def integer_network(
@@ -64,29 +64,33 @@ def integer_network(
     image_size: int = 1,
     channels: int = 1,
     k: int = 0,
-    weight_bits: int = 16,
 ) -> IntegerNetwork:
-    """A network from lists of numbers: per layer its weights, biases and thresholds."""
+    """Return a network from numbers: per layer its weights ([out, in, row, column]), biases and thresholds."""
     rows = torch.tensor(classifier, dtype=torch.int16)
     architecture = Architecture.parse(text, image_size=image_size, image_channels=channels, classes=len(rows))
-    layers = tuple(integer_layer(s, *numbers) for s, numbers in zip(architecture.layers, parameters, strict=True))
-    return IntegerNetwork(architecture, k, weight_bits, layers, rows, 0)
+    layers = []
+    for shape, (weight, bias, threshold) in zip(architecture.layers, parameters, strict=True):
+        kernels = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
+        weights = torch.tensor(weight, dtype=torch.int16).reshape(kernels)
+        biases, thresholds = (torch.tensor(values, dtype=torch.int32) for values in (bias, threshold))
+        layers.append(IntegerLayer(shape, weights, biases, thresholds))
+    return IntegerNetwork(architecture, k, 16, tuple(layers), rows, 0)
 
 
 def currents(*rows: list[int]) -> Tensor:
-    """Input currents of images of one pixel: int64 [N, channels, 1, 1]."""
+    """Return input currents of images of one pixel: int64 [N, channels, 1, 1]."""
     return torch.tensor(rows)[:, :, None, None]
 
 
 def two_to_one(bias: int = 0, threshold: int = 4, weights: tuple[int, int] = (10, -4)) -> IntegerNetwork:
-    """Two neurons of theta = 2 that drive one neuron; two classes."""
+    """Return two neurons of theta = 2 that drive one neuron; two classes."""
     return integer_network("2C1-1", [([1, 1], [0, 0], [2, 2]), (weights, [bias], [threshold])], [[1], [2]])
 
 
 def set_normalization(
     block: nn.Module, scale: ArrayLike, shift: ArrayLike, mean: ArrayLike, deviation: ArrayLike
 ) -> None:
-    """Sets the float64 batch normalization of a block so that sqrt(variance + eps) is exactly `deviation`."""
+    """Set the float64 batch normalization of a block so that sqrt(variance + eps) is exactly `deviation`."""
     assert isinstance(block, Block)
     norm = block.normalization
     assert norm.running_mean is not None

@@ -1,27 +1,49 @@
-"""Result folders made up by formula: plausible, quick, and the same every time."""
+"""Result files made up by formula: plausible, quick, and the same every time."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantspike.architecture import Architecture
-from quantspike.operations import macs
-from quantspike.params import Params, Precision
-from quantspike.paths import Chain
-from quantspike.published import LAYERS
+from quantspike import files
+from quantspike.networks.architecture import Architecture, architecture_of, macs
+from quantspike.params import Params
+from quantspike.paths import Run, grid_runs
+from quantspike.reporting.published import LAYERS
+from quantspike.reporting.results import COUNTS, MEASURES
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-TRAINING = ["epoch", "loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate", "seconds"]
 CNN1 = Architecture.parse(LAYERS["cnn1"], image_size=24)
-COUNTS = ["positive_spikes", "negative_spikes", "net_spikes", "synops", "settled"]
+
+PAPER: dict[str, Any] = {
+    "data": {"source": "cifar10", "crop": 24},
+    "width": 1.0,
+    "recipe": {
+        "batch_size": 200,
+        "validation": 0,
+        "flip": True,
+        "brightness": 63,
+        "contrast": 0.8,
+        "activation_penalty": 0,
+        "arithmetic": "auto",
+    },
+    "baseline": [{"epochs": 100, "learning_rate": 1e-3}, {"epochs": 100, "learning_rate": 1e-4}],
+    "train": {"start": "scratch", "epochs": 100, "learning_rate": 1e-3},
+    "finetune": {"epochs": 100, "learning_rate": 1e-4},
+    "convert": {"weight_bits": 12},
+    "simulate": {"steps": 100, "settle_limit": 1000, "engine": "auto", "batch_size": 50, "log_batch": 50},
+}
+"""The published protocol."""
+
+ENERGY = {"fp32_mac": 4.6, "int8_mac": 0.23, "int32_add": 0.1, "on_chip": 5.0, "dram": 640.0}
+"""The prices of params.yaml."""
 
 
 def data_set(kind: str = "cifar10", **changes: Any) -> dict[str, Any]:
-    """Fingerprint of a data set, as the evaluate stage writes it."""
+    """Return the fingerprint of a data set, as the evaluate stage writes it."""
     known: dict[str, dict[str, Any]] = {
         "cifar10": {"name": "CIFAR-10 (official archive)", "train_images": 50_000, "test_images": 10_000},
         "images": {"name": "images of photos.tar.gz", "train_images": 50_000, "test_images": 10_000},
@@ -32,122 +54,138 @@ def data_set(kind: str = "cifar10", **changes: Any) -> dict[str, Any]:
     return content | changes
 
 
-def make_params(
-    k: Sequence[Precision] = ("fp32", 0, 1, 2), seed: Sequence[int] = (0,), steps: int = 100, **changes: Any
-) -> Params:
-    """The published protocol for cnn1 and cnn2 in a profile named paper; `changes` go into that profile."""
-    profile: dict[str, Any] = {
-        "data": {"source": "cifar10", "crop": 24},
-        "pretrain": {"epochs": 0},
-        "train": {"epochs": 100, "learning_rate": 1e-3, "batch_size": 200},
-        "finetune": {"epochs": 100, "learning_rate": 1e-4},
-        "width": 1.0,
-        "convert": {"weight_bits": 12},
-        "simulate": {"steps": steps},
-    }
+def make_params(k: Sequence[int] = (0, 1, 2), seed: Sequence[int] = (0,), **changes: Any) -> Params:
+    """Return params with a profile named paper: the published protocol for cnn1 and cnn2, cnn1 in the grid.
+
+    Args:
+        k: of the grid; the baseline is always there.
+        seed: of the grid.
+        changes: by dotted names of settings of the profile, with two underscores for each dot, such as
+            `train__epochs=2`, or whole sections, such as `baseline=[...]`.
+    """
+    profile = json.loads(json.dumps(PAPER))
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        place = profile[sections[0]] if sections else profile
+        place[key] = value
     return Params.model_validate(
         {
-            "run": {"profile": ["paper"], "model": ["cnn1"], "k": list(k), "seed": list(seed)},
+            "grid": {"profile": ["paper"], "model": ["cnn1"], "k": list(k), "seed": list(seed)},
             "models": {name: {"layers": layers} for name, layers in LAYERS.items()},
-            "profiles": {"paper": profile | changes},
-            "energy": {},
+            "profiles": {"paper": profile},
+            "energy": ENERGY,
         }
     )
 
 
-def make_made_with(epochs: tuple[int, int] = (100, 100), **changes: Any) -> dict[str, Any]:
-    """What a network was trained with: the published protocol, apart from the epochs and from `changes`."""
-    settings = make_params().profiles["paper"].training_settings
-    settings |= {"train.epochs": epochs[0], "finetune.epochs": epochs[1]}
-    content = {
-        "settings": settings,
-        "arithmetic": "fp32",
-        "device": "some processor",
-        "processes": 1,
-        "torch": "2.11.0",
+def make_run(run: Run, data: Mapping[str, Any] | None = None, **provenance: Any) -> None:
+    """Fill the metrics folder of a run, a baseline or not, with curves of the published shape.
+
+    Args:
+        run: the run; its settings give epochs, steps and layers.
+        data: fingerprint of the data set, by default CIFAR-10's.
+        provenance: what to change in its provenance, such as `processes=2`.
+    """
+    data = data or data_set()
+    architecture = architecture_of(run, classes=len(data["classes"]))
+    accuracy = 0.9266 if run.k == "fp32" else 0.926 + 0.0022 * run.k
+    accuracy = round(accuracy + 0.0015 * ((run.seed * 2) % 3 - 1) * (run.seed > 0), 4)
+    _make_training(run, accuracy)
+    settings = run.settings.training_settings("baseline" if run.k == "fp32" else "finetune") | {"seed": run.seed}
+    machine = {"arithmetic": "fp32", "device": "some processor", "processes": 1, "torch": "2.11.0"}
+    evaluation = {
+        "images": data["test_images"],
+        "correct": round(accuracy * data["test_images"]),
+        "accuracy": accuracy,
+        "loss": 0.4,
+        "macs": macs(architecture),
+        "neurons": architecture.neurons,
+        "weights": weights(architecture),
+        "data": data,
+        "provenance": {"settings": settings, **machine, **provenance},
     }
-    return content | changes
+    files.write_json(run.metrics / ("baseline.json" if run.k == "fp32" else "evaluate.json"), evaluation)
+    if run.k != "fp32":
+        _make_spiking(run, run.k, accuracy, data["test_images"], architecture)
 
 
-def make_chain(
-    chain: Chain,
-    data: dict[str, Any] | None = None,
-    steps: int = 100,
-    epochs: tuple[int, int] = (100, 100),
-    made_with: dict[str, Any] | None = None,
-    architecture: Architecture = CNN1,
-) -> None:
-    """Fills the metrics folder of a chain, with curves of the published shape; epochs of both phases."""
-    data, made_with = data or data_set(), made_with or make_made_with(epochs)
-    size = {"macs": macs(architecture), "neurons": architecture.neurons, "weights": weights(architecture)}
-    accuracy = 0.9266 if chain.k == "fp32" else 0.926 + 0.0022 * chain.k
-    accuracy = round(accuracy + 0.0015 * ((chain.seed * 2) % 3 - 1) * (chain.seed > 0), 4)
-    for phase, loss, rate, n in (("train", 1.5, 1e-3, epochs[0]), ("finetune", 0.3, 1e-4, epochs[1])):
-        rows = [[e, loss / e, 1 - loss / (e + 2), "", accuracy - loss / (e + 9), rate, 9.5] for e in range(1, n + 1)]
-        _write_csv(chain.metrics / f"{phase}.csv", TRAINING, rows)
-    ann = {"images": data["test_images"], "accuracy": accuracy, "correct": round(accuracy * data["test_images"])}
-    ann |= {"loss": 0.4, **size, "data": data, "made_with": made_with}
-    _write_json(chain.metrics / "ann.json", ann)
-    if isinstance(chain.k, int):
-        _make_spiking(chain, chain.k, accuracy, steps, data["test_images"], architecture)
-    else:
-        _write_json(chain.metrics / "conversion.json", {"converted": False})
-        for name in ("snn", "certificate"):
-            _write_json(chain.metrics / f"{name}.json", {"simulated": False})
-        _write_csv(chain.metrics / "snn.csv", ["step", "accuracy", *COUNTS], [])
-        _write_csv(chain.metrics / "layers.csv", ["step", "layer", "neurons", *COUNTS], [])
+def make_grid(params: Params, root: Path, data: Mapping[str, Any] | None = None) -> list[Run]:
+    """Fill the metrics folders of all runs of the grid, and return the runs."""
+    runs = grid_runs(params, root)
+    for run in runs:
+        make_run(run, data)
+    return runs
 
 
-def make_pretraining(chain: Chain, epochs: int) -> None:
-    """Gives the chains of all k of a network the curve of the pre-training that they share."""
-    rows = [[e, 3.0 / e, 1 - 1 / (e + 2), "", 1 - 1 / (e + 1), 1e-3, 9.5] for e in range(1, epochs + 1)]
-    _write_csv(chain.full_precision.metrics / "pretrain.csv", TRAINING, rows)
+def change_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file."""
+    files.write_json(path, json.loads(path.read_text()) | changes)
 
 
 def weights(architecture: Architecture) -> int:
-    """Weights of all layers and of the classifier."""
+    """Return the weights of all layers and of the classifier."""
     kernels = sum(layer.out_channels * layer.in_channels * layer.kernel**2 for layer in architecture.layers)
     return kernels + architecture.layers[-1].out_channels * architecture.classes
 
 
-def _make_spiking(chain: Chain, k: int, accuracy: float, steps: int, images: int, architecture: Architecture) -> None:
+def _make_training(run: Run, accuracy: float) -> None:
+    """Write one CSV for a baseline, whose phases count on in it, or one for each of the two phases."""
+    settings = run.settings
+    phases = (
+        {"baseline": settings.baseline}
+        if run.k == "fp32"
+        else {"train": [settings.train], "finetune": [settings.finetune]}
+    )
+    for name, parts in phases.items():
+        rates = [part.learning_rate for part in parts for _ in range(part.epochs)]
+        loss = 0.3 if name == "finetune" else 1.5
+        rows = [
+            (epoch, loss / epoch, 1 - loss / (epoch + 2), None, accuracy - loss / (epoch + 9), rate)
+            for epoch, rate in enumerate(rates, start=1)
+        ]
+        _write_csv(run.metrics / f"{name}.csv", ["epoch", *MEASURES], rows)
+
+
+def _make_spiking(run: Run, k: int, accuracy: float, images: int, architecture: Architecture) -> None:
+    steps = run.settings.simulate.steps
     final = accuracy + 0.0004
     stable = min(steps, 29 + 33 * k)
-    curve = [_at_step(step, k, final, stable) for step in range(1, steps + 1)]
     # Spikes go with the neurons and synaptic operations with the synapses; 2% more for each seed.
-    scale = 1 + 0.02 * chain.seed
     per_neuron, per_mac = architecture.neurons / CNN1.neurons, macs(architecture) / macs(CNN1)
-    counts = [
-        [scale * size * value for size, value in zip((*[per_neuron] * 3, per_mac), _counts(step, k), strict=True)]
-        + [min(1.0, step / stable)]
-        for step in range(1, steps + 1)
-    ]
-    rows = [[step, value, *count] for step, (value, count) in enumerate(zip(curve, counts, strict=True), start=1)]
-    _write_csv(chain.metrics / "snn.csv", ["step", "accuracy", *COUNTS], rows)
+    scales = [(1 + 0.02 * run.seed) * size for size in (*[per_neuron] * 3, per_mac)]
+    rows = []
+    for step in range(1, steps + 1):
+        counts = [scale * count for scale, count in zip(scales, _counts(step, k), strict=True)]
+        rows.append((step, _at_step(step, k, final, stable), *counts, min(1.0, step / stable)))
+    _write_csv(run.metrics / "simulate.csv", ["step", "accuracy", *COUNTS], rows)
     # Every layer has the same part of everything: of CNN 1's, a tenth.
     layers = [
-        [row[0], place, layer.neurons, *[value / len(architecture.layers) for value in row[2:6]], row[6]]
+        (row[0], index, layer.neurons, *[value / len(architecture.layers) for value in row[2:6]], row[6])
         for row in rows
-        for place, layer in enumerate(architecture.layers, start=1)
+        for index, layer in enumerate(architecture.layers, start=1)
     ]
-    _write_csv(chain.metrics / "layers.csv", ["step", "layer", "neurons", *COUNTS], layers)
-    conversion: dict[str, Any] = {"converted": True, "k": k, "weight_bits": 12, "neurons": architecture.neurons}
-    conversion |= {"weights": weights(architecture), "layers": []}
-    _write_json(chain.metrics / "conversion.json", conversion)
-    snn: dict[str, Any] = {
-        "simulated": True,
+    _write_csv(run.metrics / "simulate_layers.csv", ["step", "layer", "neurons", *COUNTS], layers)
+    bits, limit = run.settings.convert.weight_bits, run.settings.simulate.settle_limit
+    files.write_json(
+        run.metrics / "convert.json",
+        {"k": k, "weight_bits": bits, "neurons": architecture.neurons, "weights": weights(architecture), "layers": []},
+    )
+    simulation = {
         "images": images,
         "steps": steps,
-        "settle_limit": 1000,
-        "integer_accuracy": curve[-1],
+        "integer_accuracy": rows[-1][1],
+        "accuracy": rows[-1][1],
+        "ann_agreement": 0.989,
+        "differing_predictions": 0,
+        "stable_step": stable,
+        "settled_step": None if k == 2 else stable + 27,
+        "unsettled": 0,
+        "largest_counts": [3 * 2**k] * len(architecture.layers),
+        **dict(zip(COUNTS[:4], rows[-1][2:6], strict=True)),
     }
-    largest = [3 * 2**k] * len(architecture.layers)
-    snn |= {"accuracy": curve[-1], "ann_agreement": 0.989, "differing_predictions": 0, "stable_step": stable}
-    snn |= {"settled_step": None if k == 2 else stable + 27, "unsettled": 0, "largest_counts": largest}
-    snn |= dict(zip(COUNTS[:4], counts[-1], strict=False))
-    _write_json(chain.metrics / "snn.json", snn)
-    proof = {"images": images, "settle_limit": 1000, "settled": images, "mismatches": 0}
-    _write_json(chain.metrics / "certificate.json", proof)
+    files.write_json(run.metrics / "simulate.json", simulation)
+    certificate = {"images": images, "settle_limit": limit, "settled": images, "mismatches": 0}
+    files.write_json(run.metrics / "certificate.json", certificate)
 
 
 def _at_step(step: int, k: int, final: float, stable: int) -> float:
@@ -167,11 +205,4 @@ def _counts(step: int, k: int) -> list[float]:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    lines = [",".join(columns), *(",".join(str(value) for value in row) for row in rows)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    files.write_csv(path, dict(zip(columns, zip(*rows, strict=True), strict=True)))

@@ -1,7 +1,6 @@
-"""The conversion, the integer network and the spiking network once more: slow, obvious and in whole numbers.
+"""Independent oracle of conversion, integer network and spiking network: slow, obvious, in whole numbers.
 
-Written from the mathematics, not from the package: sums run over connections that are listed one by
-one, numbers are Python integers or int64, and nothing is dropped, batched or skipped.
+Written from the mathematics: sums run over connections listed one by one, and nothing is batched or skipped.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantspike.architecture import Layer
-from quantspike.integer import IntegerLayer, IntegerNetwork
+from quantspike.conversion.integer import IntegerLayer, IntegerNetwork
+from quantspike.networks.architecture import Layer
 
 Integers = NDArray[np.int64]
 
@@ -22,16 +21,16 @@ COUNTS = ("positive", "negative", "synops")
 
 
 def largest_threshold(largest_weight: float, weight_bits: int) -> int | None:
-    """The largest even theta up to 2^20 with rint(theta max|W'|) <= limit, by trying every one of them."""
+    """Return the largest even theta up to 2^20 with rint(theta max|W'|) <= limit, by trying every one of them."""
     candidates = np.arange(2, 2**20 + 1, 2)
     fits = np.rint(candidates * largest_weight) <= 2 ** (weight_bits - 1) - 1
     return int(candidates[fits].max()) if fits.any() else None
 
 
 def connections(layer: Layer) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int]]]:
-    """Every synapse of a layer: (channel, y, x) it ends at, (channel, y, x) it comes from, (row, column) in the kernel.
+    """Yield each synapse of a layer: target (channel, y, x), source (channel, y, x), (row, column) in the kernel.
 
-    Positions in the padding are no neurons, so there are no synapses from them.
+    Positions in the padding are not neurons, so there are no synapses from them.
     """
     for y, x in np.ndindex(layer.out_size, layer.out_size):
         for row, column in np.ndindex(layer.kernel, layer.kernel):
@@ -42,7 +41,7 @@ def connections(layer: Layer) -> Iterator[tuple[tuple[int, int, int], tuple[int,
 
 
 def reached_synapses(layer: Layer) -> Integers:
-    """How many synapses of `layer` each neuron (or pixel) before it has: int64 [in, in_size, in_size]."""
+    """Return the number of synapses in `layer` of each neuron (or pixel) before it: int64 [in, in_size, in_size]."""
     reached = np.zeros((layer.in_channels, layer.in_size, layer.in_size), np.int64)
     for _, source, _ in connections(layer):
         reached[source] += 1
@@ -50,7 +49,7 @@ def reached_synapses(layer: Layer) -> Integers:
 
 
 def matrix(layer: IntegerLayer) -> Integers:
-    """The layer as a matrix, one row per neuron and one column per neuron before it: int64."""
+    """Return the layer as a matrix, one row per neuron and one column per neuron before it: int64."""
     shape = layer.shape
     weight = layer.weight.numpy().astype(np.int64)
     full = np.zeros((shape.out_channels, shape.out_size, shape.out_size, *reached_synapses(shape).shape), np.int64)
@@ -60,7 +59,7 @@ def matrix(layer: IntegerLayer) -> Integers:
 
 
 def whole_pixels(pixels: NDArray[np.uint8], k: int) -> list[int]:
-    """x = rint(2^8 2^k z) of an image that is cropped already, exact in every digit.
+    """Return x = rint(2^8 2^k z) of a cropped image, exact in every digit.
 
     With n values, their sum S and the sum Q of their squares, z = (n x - S) / sqrt(max(n Q - S^2, n)).
     """
@@ -71,7 +70,7 @@ def whole_pixels(pixels: NDArray[np.uint8], k: int) -> list[int]:
 
 
 def input_current(network: IntegerNetwork, image: NDArray[np.uint8]) -> Integers:
-    """I = rint(sum w x / 2^8) of every neuron of the encoding layer: int64 [neurons]."""
+    """Return I = rint(sum w x / 2^8) of every neuron of the encoding layer: int64 [neurons]."""
     size = network.architecture.image_size
     top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
     pixels = whole_pixels(image[:, top : top + size, left : left + size], network.k)
@@ -80,7 +79,7 @@ def input_current(network: IntegerNetwork, image: NDArray[np.uint8]) -> Integers
 
 
 def settled_counts(network: IntegerNetwork, current: Integers) -> list[Integers]:
-    """Equation (1): the count of every neuron of one image, layer by layer, int64 [neurons]."""
+    """Return the settled count of every neuron of one image, layer by layer, int64 [neurons]."""
     counts: list[Integers] = []
     for layer in network.layers:
         drive = matrix(layer) @ counts[-1] if counts else current
@@ -91,7 +90,7 @@ def settled_counts(network: IntegerNetwork, current: Integers) -> list[Integers]
 
 
 def prediction(network: IntegerNetwork, last_counts: Integers) -> int:
-    """The lowest class among those with the largest logit."""
+    """Return the lowest class among those with the largest logit."""
     rows = network.classifier.numpy().astype(np.int64)
     logits = [sum(int(v) * int(n) for v, n in zip(row, last_counts, strict=True)) for row in rows]
     return logits.index(max(logits))
@@ -104,7 +103,7 @@ class Run:
     Attributes:
         net: net counts of every neuron, per step and layer, int64 [neurons].
         positive, negative, synops: int64 [T, L].
-        at_rest: bool [T, L].
+        settled: bool [T, L].
         predictions: int64 [T].
     """
 
@@ -112,44 +111,44 @@ class Run:
     positive: Integers
     negative: Integers
     synops: Integers
-    at_rest: NDArray[np.bool_]
+    settled: NDArray[np.bool_]
     predictions: Integers
 
     @property
     def settled_step(self) -> int:
-        """First step after which every neuron is at rest, 0 if there is none."""
-        settled = self.at_rest.all(axis=1)
+        """First step after which every neuron is settled, 0 if there is none."""
+        settled = self.settled.all(axis=1)
         return int(settled.argmax()) + 1 if settled.any() else 0
 
 
 def run(network: IntegerNetwork, current: Integers, steps: int) -> Run:
-    """The step rule (2), all steps, whether anything still happens or not."""
+    """Run the rule for all steps."""
     parameters = [(matrix(layer), *_per_neuron(layer)) for layer in network.layers]
     reached = [reached_synapses(layer.shape).ravel() for layer in network.layers[1:]]
     reached.append(np.full(network.layers[-1].shape.neurons, network.architecture.classes))
     membranes = [bias.copy() for _, bias, _ in parameters]
     membranes[0] += current
     net = [np.zeros_like(bias) for _, bias, _ in parameters]
-    nets, rows, rest, predictions = [], [], [], []
+    nets, rows, settled, predictions = [], [], [], []
     for _ in range(steps):
-        row, resting, spikes = [], [], np.zeros(0, np.int64)
+        row, layer_settled, spikes = [], [], np.zeros(0, np.int64)
         for index, (weights, _, threshold) in enumerate(parameters):
             if index:
                 membranes[index] = membranes[index] + weights @ spikes
             spikes = _spikes(membranes[index], threshold, net[index])
             net[index] = net[index] + spikes
             row.append([(spikes > 0).sum(), (spikes < 0).sum(), np.abs(spikes) @ reached[index]])
-            resting.append(not _spikes(membranes[index], threshold, net[index]).any())
+            layer_settled.append(not _spikes(membranes[index], threshold, net[index]).any())
         nets.append(list(net))
         rows.append(row)
-        rest.append(resting)
+        settled.append(layer_settled)
         predictions.append(prediction(network, net[-1]))
     positive, negative, synops = np.moveaxis(np.cumsum(np.array(rows, np.int64), axis=0), 2, 0)
-    return Run(nets, positive, negative, synops, np.array(rest), np.array(predictions))
+    return Run(nets, positive, negative, synops, np.array(settled), np.array(predictions))
 
 
 def run_until_settled(network: IntegerNetwork, current: Integers, at_least: int = 1, most: int = 4096) -> Run:
-    """The same over as many steps as the image needs, found by doubling."""
+    """Run as many steps as the image needs to settle, found by doubling."""
     steps = at_least
     while not (result := run(network, current, steps)).settled_step and steps < most:
         steps *= 2
@@ -162,19 +161,19 @@ def _spikes(membrane: Integers, threshold: Integers, net: Integers) -> Integers:
 
 
 def _per_neuron(layer: IntegerLayer) -> tuple[Integers, Integers]:
-    places = layer.shape.out_size**2
+    positions = layer.shape.out_size**2
     bias, threshold = (part.numpy().astype(np.int64) for part in (layer.bias, layer.threshold))
-    return np.repeat(bias, places), np.repeat(threshold, places)
+    return np.repeat(bias, positions), np.repeat(threshold, positions)
 
 
 def _rint(numerator: int, denominator: int) -> int:
-    """Nearest whole number, ties to even."""
+    """Return the nearest whole number, ties to even."""
     floor, rest = divmod(numerator, denominator)
     return floor + (2 * rest > denominator or (2 * rest == denominator and floor % 2 == 1))
 
 
 def _rint_over_root(numerator: int, radicand: int) -> int:
-    """rint(numerator / sqrt(radicand)), decided by comparing squares."""
+    """Return rint(numerator / sqrt(radicand)), decided by comparing squares."""
     square = numerator**2
     whole = math.isqrt(square // radicand)
     middle = (2 * whole + 1) ** 2 * radicand

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_distributed.py: simulates sets of images of several sizes, and writes what came of it.
+"""Run by torchrun in test_distributed.py: simulate sets of images of several sizes and write the traces.
 
 torchrun --nproc-per-node N tests/share_simulations.py TRACES.pt
 """
@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from make_networks import integer_network, random_images, random_integer_network
-from quantspike.distributed import Group, processes
+from make_networks import integer_network, random_images, random_integer_network, simulate_settings
+from quantspike.conversion.integer import IntegerNetwork
+from quantspike.distributed import Group, process_group
 from quantspike.errors import QuantspikeError
-from quantspike.integer import IntegerNetwork
-from quantspike.params import Simulate
-from quantspike.simulation import simulate_shared
+from quantspike.simulation.run import simulate_shared
 
 CASES = {
     f"{n} images, {engine}": (
@@ -33,7 +32,7 @@ CASES = {
 
 
 def results(group: Group) -> dict[str, Any]:
-    """Of every case the trace, of the last one the error; None in place of a trace where another process has it."""
+    """Return the trace of every case and the error of the last; None where another process holds the trace."""
     found: dict[str, Any] = {}
     for name, (network, images, engine) in CASES.items():
         trace = simulated(network, images, engine, group)
@@ -46,19 +45,19 @@ def results(group: Group) -> dict[str, Any]:
 
 
 def simulated(network: IntegerNetwork, images: Tensor, engine: Any, group: Group) -> Any:
-    settings = Simulate(steps=9, settle_limit=4096, batch_size=3, engine=engine)
+    settings = simulate_settings(9, engine=engine, batch_size=3)
     return simulate_shared(network, images, settings, torch.device("cpu"), group)
 
 
 def overflowing() -> tuple[IntegerNetwork, Tensor]:
-    """Only the last of five images is bright enough to take a membrane to 2^30 (see test_simulation.py)."""
+    """Return five images of which only the last is bright enough to take a membrane to 2^30 (see test_run.py)."""
     layers = [([[1, 0], [3, 0]], [0, 0], [2, 2]), ([[0, 0], [10, -6]], [0, 2**30 - 4], [2**20, 2**20])]
     network = integer_network("2C1-2", layers, [[1, 1], [0, 0]], channels=2)
     return network, torch.tensor([[50, 50]] * 4 + [[200, 100]], dtype=torch.uint8)[:, :, None, None]
 
 
 if __name__ == "__main__":
-    with processes() as group:
+    with process_group() as group:
         found = results(group)
         if group.rank == 0:
             torch.save(found, Path(sys.argv[1]))

@@ -1,233 +1,210 @@
-"""Run by torchrun in test_distributed_training.py: trains small networks in several ways, and writes what came of it.
+"""Run by torchrun in test_distributed_training.py: train small networks in several ways and write the results.
 
-torchrun --nproc-per-node N tests/share_training.py FOLDER [until-stopped]
+torchrun --nproc-per-node N tests/share_training.py FOLDER
 
-The folder holds digits.safetensors, and as state-NAME.pt states to go on from. found-N.pt becomes a list of what each
-of the N processes found; until-stopped lets a training follow that ends by a signal, and stopped-RANK.json tells where.
+The folder holds a state to resume from as state.pt, and the images of a stage. results.pt becomes a list of the results
+of each process. Then one of them fails while the others train.
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from conftest import labelled, with_averages
-from quantspike.adam import adam_tensors, make_adam
-from quantspike.architecture import Architecture
-from quantspike.augmentation import Augmentation
-from quantspike.data import Dataset, build_dataset, load_dataset
-from quantspike.distributed import Group, processes
+from conftest import PARAMS, labelled, with_averages
+from quantspike.data.dataset import Dataset, build_dataset
+from quantspike.distributed import Group, process_group
 from quantspike.errors import QuantspikeError
-from quantspike.measuring import Split, splits
-from quantspike.networks import QuantizedCNN, new_network
-from quantspike.phases import run_phase
-from quantspike.resume import ResumeStore
-from quantspike.stopping import Stopped
-from quantspike.training import TRAIN, Epoch, NotFiniteError, Settings, Training
+from quantspike.networks.architecture import Architecture
+from quantspike.networks.cnn import QuantizedCNN, new_network
+from quantspike.params import Params
+from quantspike.paths import Run, grid_runs
+from quantspike.training.augmentation import Augmentation
+from quantspike.training.evaluation import Split, splits
+from quantspike.training.loop import Callback, Epoch, Settings, Training
+from quantspike.training.optimizer import adam_tensors, make_adam
+from quantspike.workflow import training as workflow
 
-State = tuple[dict[str, Tensor], dict[str, Any]]
+State = tuple[dict[str, Tensor], list[dict[str, Any]]]
 
 ROWS = Architecture.parse("4C3-P2-6C3-5", image_size=4, image_channels=1, classes=3)
-DIGITS = Architecture.parse("4C3-P2-8C3-P2-16", image_size=8, image_channels=1)
-SETTINGS = Settings(TRAIN, epochs=1, learning_rate=0.01, batch_size=8, seed=5, augmentation=Augmentation(crop=4))
-ONE_STEP = replace(SETTINGS, batch_size=35, learning_rate=1.0, label_smoothing=0.1, activation_penalty=0.05)
+SETTINGS = Settings(
+    phase=0,
+    epochs=2,
+    learning_rate=0.01,
+    batch_size=16,  # of 40 images: 16, 16 and 8, which three processes share unevenly
+    seed=5,
+    augmentation=Augmentation(4, flip=True, brightness=63.0, contrast=0.8),
+    activation_penalty=0.0,
+    bf16=False,
+)
+ONE_STEP = replace(SETTINGS, epochs=1, batch_size=35, learning_rate=1.0, activation_penalty=0.05)
 """With plain descent at rate 1, the gradient is what the weights lose in the step."""
-
-SEVERAL_STEPS = replace(SETTINGS, epochs=2, batch_size=16)
-"""Of 40 images: 16, 16 and 8 at a time, which three processes share unevenly."""
-
-ON_DIGITS = replace(SETTINGS, epochs=3, batch_size=50, augmentation=Augmentation(8, False, 0, 0, 0, 0))
-SEEDS = range(3)
 
 
 def rows() -> Dataset:
-    """40 training and 20 test images that bear a bright row."""
+    """Return 40 training and 20 test images with a bright row."""
     return build_dataset(labelled(40, 1), labelled(20, 2), ("top", "middle", "bottom"), kind="images", name="rows")
 
 
-def small_network(frozen: bool, k: Any = "fp32") -> QuantizedCNN:
-    """An untrained network. Frozen, its batch normalization goes by averages and looks at one image at a time."""
-    network = with_averages(new_network(ROWS, k, 0), rows())
+def small_network(frozen: bool) -> QuantizedCNN:
+    """Return an untrained network; frozen, it normalizes by its averages, so that no image depends on another."""
+    network = with_averages(new_network(ROWS, "fp32", 0), rows())
     for module in network.modules() if frozen else ():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-            module.train = lambda mode=True, module=module: module  # it stays as it is
+            module.train = lambda mode=True, module=module: module
     return network
 
 
-def small_training(settings: Settings, group: Group, *, frozen: bool = False, images: int = 40) -> Training:
-    """By Adam, before its first step; the validation image is a single one, which not every process can have."""
-    network = small_network(frozen)
-    optimizer = make_adam(network, settings.learning_rate)
+def small_training(
+    settings: Settings, group: Group, network: QuantizedCNN | None = None, images: int = 40, optimizer: Any = None
+) -> Training:
+    """Return a training before its first step; of its one validation image not every process gets a share."""
+    network = small_network(frozen=True) if network is None else network
     training, test = splits(rows(), torch.device("cpu"))
     validation = Split(test.images[:1], test.labels[:1])
+    optimizer = optimizer or make_adam(network)
     return Training(network, optimizer, settings, training.part(slice(images)), test, validation, group)
 
 
 def gradients(frozen: bool, group: Group) -> tuple[dict[str, Tensor], Epoch]:
-    """Of 35 images, all parameters' gradients and the record of the epoch that is a single step."""
+    """Return the gradients for 35 images, and the record of the epoch that is a single step."""
     network = small_network(frozen)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    training, test = splits(rows(), torch.device("cpu"))
     descent = torch.optim.SGD(network.parameters(), lr=1.0)
-    phase = Training(network, descent, ONE_STEP, training.part(slice(35)), test, group=group)
-    (record,) = phase.run()
+    (record,) = small_training(ONE_STEP, group, network, 35, descent).run()
     return {name: before[name] - value.detach() for name, value in network.named_parameters()}, record
 
 
-class Counting:
-    """Notes how many images each step has."""
+def weights(training: Training) -> dict[str, Tensor]:
+    """Return parameters, running averages and Adam's moments."""
+    return {**training.network.state_dict(), **adam_tensors(training.network, training.optimizer)}
+
+
+def two_phases(group: Group) -> dict[str, Any]:
+    """Train one network twice, with batch normalization over each process's own images."""
+    network = small_network(frozen=False)
+    adam = make_adam(network)
+    small_training(SETTINGS, group, network, optimizer=adam).run()
+    second = small_training(replace(SETTINGS, phase=1, learning_rate=0.001), group, network, optimizer=adam)
+    return {"records": second.run(), "weights": weights(second)}
+
+
+class Counting(Callback):
+    """Notes the images of each step."""
 
     def __init__(self) -> None:
         self.images: list[int] = []
 
-    def stepped(self, training: Training, images: int) -> None:
-        self.images += [images] if images else []
-
-    def measured(self, training: Training, epoch: Epoch) -> None:
-        pass
+    def on_step_end(self, training: Training) -> None:
+        self.images.append(training.seen - sum(self.images))
 
 
-class Enough(Exception):
-    """Ends a training in its midst."""
+def partial_batches(batch_size: int, group: Group) -> dict[str, Any]:
+    """Return the images of each step of an epoch, and how many an epoch is said to have."""
+    counting = Counting()
+    training = small_training(replace(SETTINGS, epochs=1, batch_size=batch_size), group)
+    (record,) = training.run([counting])
+    return {"steps": counting.images, "images": training.images, "accuracy": record.train_accuracy}
 
 
-class StopAt:
-    """Ends a training after a step of an epoch."""
+class Spoil(Callback):
+    """Makes the loss of the second step NaN in the last process."""
 
-    def __init__(self, epoch: int, step: int) -> None:
-        self.place = (epoch, step)
-
-    def stepped(self, training: Training, images: int) -> None:
-        if (training.epoch, training.step) == self.place:
-            raise Enough
-
-    def measured(self, training: Training, epoch: Epoch) -> None:
-        pass
-
-
-def interrupted(group: Group) -> dict[str, Any]:
-    """State after two of three steps of the second epoch, and the loss shown before and after it was taken."""
-    training = small_training(SEVERAL_STEPS, group, frozen=True)
-    with suppress(Enough):
-        training.run(StopAt(2, 2))
-    shown = (training.loss, training.accuracy)
-    state = copied(training.state())
-    return {"state": state, "shown": shown, "shown after": (training.loss, training.accuracy)}
-
-
-def resumed(state: State, group: Group) -> dict[str, Any]:
-    """The state again, once this group has taken it over; then what the training's end is."""
-    training = small_training(SEVERAL_STEPS, group, frozen=True)
-    training.restore(*state)
-    found: dict[str, Any] = {
-        "place": (training.epoch, training.step),
-        "state": copied(training.state()),
-        "shown": (training.loss, training.accuracy),
-    }
-    found["records"] = training.run() if len(training.records) < SEVERAL_STEPS.epochs else []
-    return found | {"weights": weights(training)}
-
-
-def copied(state: State) -> State:
-    return {name: tensor.clone() for name, tensor in state[0].items()}, state[1]
-
-
-def weights(training: Training) -> dict[str, Tensor]:
-    """Parameters, running averages and Adam's moments."""
-    return {**training.network.state_dict(), **adam_tensors(training.network, training.optimizer)}
-
-
-def whole_phase(group: Group) -> dict[str, Any]:
-    """Two epochs with batch normalization over each process's own images, and a running average of the weights."""
-    training = small_training(replace(SEVERAL_STEPS, averaging=0.9), group)
-    records = training.run()
-    return {"weights": weights(training), "records": records}
-
-
-def partial_batch(batch_size: int, group: Group) -> dict[str, Any]:
-    """Images of each step of two epochs, and how many an epoch is said to have."""
-    training, counting = small_training(replace(SETTINGS, epochs=2, batch_size=batch_size), group), Counting()
-    training.run(counting)
-    return {"steps": counting.images, "images": training.images, "records": training.records}
-
-
-class Astray(Counting):
-    """Makes the last process's loss of the first step not a number, after the second step."""
-
-    def stepped(self, training: Training, images: int) -> None:
+    def on_step_end(self, training: Training) -> None:
         if training.step == 2 and training.group.rank == training.group.size - 1:
-            training._losses[0] = torch.nan
+            training._losses[1] = torch.nan
 
 
-def going_astray(group: Group) -> str:
-    """What is said when the loss of one process is not finite."""
+def error_of(group: Group, **changes: Any) -> str:
+    """Return the error of a training with other settings, in which the loss becomes NaN in one process."""
+    images = changes.pop("images", 40)
     try:
-        small_training(SEVERAL_STEPS, group).run(Astray())
-    except NotFiniteError as error:
-        return str(error)
-    return "no error"
-
-
-def refusal(batch_size: int, images: int, group: Group) -> str:
-    """What is said where processes would get less than two images."""
-    try:
-        small_training(replace(SETTINGS, batch_size=batch_size), group, images=images)
+        small_training(replace(SETTINGS, **changes), group, images=images).run([Spoil()])
     except QuantspikeError as error:
         return str(error)
     return "no error"
 
 
-def accuracy_on_digits(path: Path, seed: int, group: Group) -> float:
-    """Test accuracy after some epochs on half of the training images."""
-    network, (training, test) = new_network(DIGITS, 1, seed), splits(load_dataset(path), torch.device("cpu"))
-    settings = replace(ON_DIGITS, seed=seed)
-    optimizer = make_adam(network, settings.learning_rate)
-    half = training.part(slice(700))
-    return Training(network, optimizer, settings, half, test, group=group).run()[-1].test_accuracy
+class Keep(Callback):
+    """Copies the state after the first epoch."""
+
+    def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
+        if epoch.epoch == 1:
+            tensors, records = training.state()
+            self.state: State = {name: value.clone() for name, value in tensors.items()}, records
+
+
+def whole(group: Group) -> dict[str, Any]:
+    """Train without an interruption, and return the state after the first epoch as well."""
+    training, keep = small_training(SETTINGS, group), Keep()
+    return {"records": training.run([keep]), "weights": weights(training), "state": keep.state}
+
+
+def resumed(state: State, group: Group) -> dict[str, Any]:
+    """Resume from a state; return that state again and the end of the training."""
+    training = small_training(SETTINGS, group)
+    training.restore(*copy.deepcopy(state))
+    restored = copy.deepcopy(training.state())
+    return {"state": restored, "records": training.run(), "weights": weights(training)}
+
+
+def baseline(folder: Path) -> Run:
+    """Return the baseline of the small params file, with two phases."""
+    content = copy.deepcopy(PARAMS)
+    phases = [{"epochs": epochs, "learning_rate": 0.003} for epochs in (2, 1)]
+    content["profiles"]["tiny"] |= {"width": 0.25, "baseline": phases}
+    return grid_runs(Params.model_validate(content), folder)[0]
+
+
+def run_stage(folder: Path, group: Group) -> None:
+    """Run the stage `baseline`, untracked, with the processes of a group that exists already."""
+    with (
+        patch.dict(os.environ, QUANTSPIKE_TRACKING="off"),
+        patch.object(workflow, "process_group", lambda: nullcontext(group)),
+    ):
+        workflow.train_stage(baseline(folder / str(group.size)), "cpu", "baseline")
 
 
 def results(folder: Path, group: Group) -> dict[str, Any]:
-    """All of it, as this process finds it."""
-    states = {path.stem.removeprefix("state-"): torch.load(path) for path in sorted(folder.glob("state-*.pt"))}
+    """Return everything, as this process sees it."""
+    too_small = {"batch_size": 2 * group.size - 1}, {"batch_size": 8, "images": 2 * group.size - 1}
+    state = folder / "state.pt"
     return {
         "frozen": gradients(True, group),
         "normalized": gradients(False, group),
-        "whole": whole_phase(group),
-        "partial": {size: partial_batch(size, group) for size in (18, 37, 40)},
-        "refused": [refusal(2 * group.size - 1, 40, group), refusal(8, 2 * group.size - 1, group)],
-        "astray": going_astray(group),
-        "interrupted": interrupted(group),
-        "resumed": {name: resumed(state, group) for name, state in states.items()},
-        "digits": [accuracy_on_digits(folder / "digits.safetensors", seed, group) for seed in SEEDS if group.size < 3],
+        "two phases": two_phases(group),
+        "partial": {size: partial_batches(size, group) for size in (17, 18, 40)},
+        "refused": [error_of(group, **changes) for changes in too_small],
+        "diverged": error_of(group),
+        "whole": whole(group),
+        "resumed": resumed(torch.load(state), group) if state.exists() else None,
     }
 
 
-def resume_store(folder: Path) -> ResumeStore:
-    return ResumeStore(folder / "resume", "train", "0" * 16)
+class Crash(Callback):
+    """Fails in the last process, with all others in the midst of a training."""
 
-
-def train_until_stopped(folder: Path, group: Group) -> None:
-    training = small_training(replace(SEVERAL_STEPS, epochs=10**6), group, frozen=True)
-    try:
-        run_phase(training, resume_store(folder), checkpoint_minutes=1000.0)
-    except Stopped as stop:
-        place = {"message": str(stop), "status": stop.status, "epoch": training.epoch, "step": training.step}
-        (folder / f"stopped-{group.rank}.json").write_text(json.dumps(place))
+    def on_step_end(self, training: Training) -> None:
+        if training.epoch == 2 and training.group.rank == training.group.size - 1:
+            raise RuntimeError("a defect in one process")
 
 
 if __name__ == "__main__":
-    with processes() as group:
+    with process_group() as group:
         folder = Path(sys.argv[1])
-        found = group.gather(results(folder, group))
+        gathered = group.gather(results(folder, group))
+        run_stage(folder, group)
         if group.rank == 0:
-            torch.save(found, folder / f"found-{group.size}.pt")
-        if "until-stopped" in sys.argv:
-            train_until_stopped(folder, group)
+            torch.save(gathered, folder / "results.pt")
+        small_training(replace(SETTINGS, epochs=10**6), group).run([Crash()])

@@ -1,4 +1,8 @@
-"""Stages in processes of their own that tests can kill, without the seconds it takes to start Python and torch."""
+"""Stages on the tiny profile: in this process, or in one that tests can kill, forked without loading torch again.
+
+The stages run in a project folder, whose params.yaml has a profile `tiny` and a model `small` as in conftest.PARAMS,
+and without MLflow unless QUANTSPIKE_TRACKING is set.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,39 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from quantspike.workflow import cli
+
 STAGES = Path(__file__).parents[1] / "stages"
 
-CHAIN = ["--params", "params.yaml", "--profile", "tiny", "--model", "small", "--k", "1", "--seed", "0"]
-ALL_K = ["--params", "params.yaml", "--profile", "tiny", "--model", "small", "--seed", "0"]
+
+def arguments(stage: str, k: int = 1) -> list[str]:
+    """Return the command line of a stage, without the name of the script."""
+    words = {"profile": "tiny", "model": "small", "k": str(k), "seed": "0"}
+    named = {"download": ["profile"], "baseline": ["profile", "model", "seed"], "plot": ["profile", "model"]}
+    return [word for name in named.get(stage, words) for word in (f"--{name}", words[name])]
+
+
+def run_here(folder: Path, stage: str, k: int = 1) -> None:
+    """Run a stage in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{stage}.py", *arguments(stage, k)])
+        patch.setattr(cli, "end_with_parent", lambda: None)  # the parent of pytest is nobody's business
+        patch.setenv("QUANTSPIKE_TRACKING", os.environ.get("QUANTSPIKE_TRACKING", "off"))
+        patch.chdir(folder)
+        try:
+            runpy.run_path(str(STAGES / f"{stage}.py"), run_name="__main__")
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Calls a function of a module in a process forked from one that has torch loaded already."""
+    """Call a function of a module in a process forked from one that has loaded torch already."""
     context = multiprocessing.get_context("forkserver")
     # The optimizer's first step would load torch._dynamo, seconds' worth of modules.
-    context.set_forkserver_preload(["torch._dynamo", "quantspike.phases", "quantspike.checkpoints"])
+    context.set_forkserver_preload(["torch._dynamo", "quantspike.workflow.training"])
     process = context.Process(target=function, args=arguments)
     process.start()
     return process
@@ -32,7 +58,7 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 @dataclass
 class Stage:
-    """A stage at work in a folder, and what it says there."""
+    """A stage that runs in a folder, and what it prints."""
 
     process: BaseProcess
     folder: Path
@@ -50,57 +76,36 @@ class Stage:
         """Exit status, once it has ended; -9 if it was killed."""
         return self.process.exitcode
 
-    def wait_for(self, text: str) -> None:
-        """Waits until the stage has printed a text."""
-        wait_until(lambda: text in self.output or self.status is not None)
-        assert text in self.output, self.errors
-
-    def signal(self, number: int) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
     def end(self) -> int:
-        """Waits for the end; gives the exit status."""
-        self.process.join(60)
+        """Wait for the end; return the exit status."""
+        self.process.join(120)
         assert self.status is not None, "it is still running"
         return self.status
 
 
-def start_stage(folder: Path, stage: str, file_limit: int | None = None) -> Stage:
-    """Starts a stage for the chain in a folder, which may be forbidden to write files of more than so many bytes."""
+def start_stage(folder: Path, stage: str, prepare: Callable[[], None] | None = None) -> Stage:
+    """Start a stage in a folder, in a process that calls `prepare` first."""
     for name in ("stdout.txt", "stderr.txt"):
         (folder / name).write_text("")
-    return Stage(start(_run_stage, folder, stage, file_limit), folder)
+    tracking = os.environ.get("QUANTSPIKE_TRACKING", "off")
+    return Stage(start(_run_stage, folder, stage, prepare, tracking), folder)
 
 
-def run_stage(folder: Path, stage: str, file_limit: int | None = None) -> Stage:
-    """The same to its end."""
-    started = start_stage(folder, stage, file_limit)
-    started.end()
-    return started
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for a condition; the time is only there so that a failure ends."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"nothing happened in {seconds} s"
         time.sleep(0.005)
 
 
-def limit_files(size: int, action: signal.Handlers = signal.SIG_IGN) -> None:
-    """From now on this process writes no file of more bytes: the write fails, or kills it with SIG_DFL."""
-    import resource
-
-    signal.signal(signal.SIGXFSZ, action)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _run_stage(folder: Path, stage: str, file_limit: int | None) -> None:
+def _run_stage(folder: Path, stage: str, prepare: Callable[[], None] | None, tracking: str) -> None:
+    os.environ["QUANTSPIKE_TRACKING"] = tracking
     os.chdir(folder)
     for name, descriptor in (("stdout.txt", 1), ("stderr.txt", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), descriptor)
-    if file_limit is not None:
-        limit_files(file_limit)
-    sys.argv = [f"{stage}.py", *CHAIN]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore Ctrl-C
+    if prepare is not None:
+        prepare()
+    sys.argv = [f"{stage}.py", *arguments(stage)]
     runpy.run_path(str(STAGES / f"{stage}.py"), run_name="__main__")

@@ -1,4 +1,4 @@
-"""Several processes at one piece of work, as `torchrun` starts them, on one machine or many."""
+"""Processes and devices: what `torchrun` started, and where the tensors live."""
 
 from __future__ import annotations
 
@@ -12,45 +12,47 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from quantspike.errors import QuantspikeError
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes at work.
+    """The processes that share one piece of work; a single process by default.
 
     Attributes:
-        rank: number of this one, from 0; the first one writes results.
-        size: how many there are.
-        local_rank: number of this one on its machine.
+        rank: number of this process, from 0; the first one writes results.
+        size: number of processes.
+        local_rank: number of this process on its machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
 
-    def share(self, n: int) -> slice:
-        """This process's part of n pieces, in order and as even as can be; it may be empty."""
+    def shard(self, n: int) -> slice:
+        """Return this process's part of n items, in order and as even as possible; it may be empty."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def gather(self, part: T) -> list[T] | None:
-        """Brings the parts of all processes to the first one, by rank; the others get None."""
+        """Return the parts of all processes, by rank, in the first process and None in the others."""
         if self.size == 1:
             return [part]
         parts: list[T] | None = [part] * self.size if self.rank == 0 else None
         distributed.gather_object(part, parts)
         return parts
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in each of them; the argument is left alone."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes, in each of them; the argument is left alone."""
         if self.size == 1:
             return values
         total = values.clone()
         distributed.all_reduce(total)
         return total
 
-    def maximum(self, value: int) -> int:
-        """The largest of the numbers that the processes bring, in each of them."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest value of all processes, in each of them."""
         if self.size == 1:
             return value
         largest = torch.tensor(value)
@@ -58,12 +60,12 @@ class Group:
         return int(largest)
 
     def broadcast(self, values: Tensor) -> None:
-        """Overwrites `values` with those of the first process."""
+        """Overwrite `values` with those of the first process."""
         if self.size > 1:
             distributed.broadcast(values, 0)
 
-    def from_first(self, value: T) -> T:
-        """What the first process brings, in each of them."""
+    def broadcast_object(self, value: T) -> T:
+        """Return the first process's value in each of them."""
         if self.size == 1:
             return value
         values = [value]
@@ -71,23 +73,44 @@ class Group:
         return values[0]
 
     def own_device(self, device: torch.device) -> torch.device:
-        """Where no GPU is named by number, each process of a machine takes one of its own."""
+        """Return a GPU of its own for each process of a machine, unless the device has a number."""
         if device.type != "cuda" or device.index is not None:
             return device
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
 
 @contextmanager
-def processes() -> Iterator[Group]:
-    """Joins the processes that `torchrun` has started with this one, if it has; else the group is this one alone."""
+def process_group() -> Iterator[Group]:
+    """Join the processes that `torchrun` started with this one; without torchrun, yield a group of one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group()
         return
-    # What lies on a GPU is exchanged between GPUs, all else through main memory.
+    # Tensors on a GPU are exchanged between GPUs, everything else through main memory.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # A process may have to wait for a slower one as long as it takes; should one die, torchrun ends the others.
+    # A process may wait for a slower one as long as it takes; if one dies, torchrun ends the others.
     distributed.init_process_group(backend, timeout=timedelta(days=365))
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         distributed.destroy_process_group()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return an existing device that computes in full fp32.
+
+    Args:
+        name: `device` in params.yaml: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        QuantspikeError: the GPU does not exist on this machine.
+    """
+    # By default torch lets GPUs round the inputs of convolutions to tf32.
+    torch.backends.cudnn.allow_tf32 = False
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise QuantspikeError(
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here; set device to auto or cpu"
+        )
+    return device

@@ -2,8 +2,8 @@
 
 
 class QuantspikeError(Exception):
-    """Something a user can mend: the message says what was found, what is allowed and what to do.
+    """An error that a user can fix: the message says what was found, what is allowed and what to do.
 
-    Stage scripts and commands print the message without a traceback and exit with status 1.
-    Everything else that is raised is a defect of the program and keeps its traceback.
+    Stages and commands print the message without a traceback and exit with status 1.
+    Every other exception is a defect of the program and keeps its traceback.
     """

@@ -1,27 +1,30 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent, and locks that let one process at a time write."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantspike.errors import QuantspikeError
 
-_LEFTOVER = re.compile(r"\.(.*\.(safetensors|csv)|tmp.*)")
-"""What a training's files are written to before they are whole: by `atomic_path`, and by safetensors before that."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Header = dict[str, str | int]
+"""What a file of tensors says of itself."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what was written there takes its place on success.
+    """Yield a temporary path next to `path`, and move it into place on success.
 
     On any failure, Ctrl-C included, the temporary file is removed and `path` stays as it was.
 
@@ -32,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Same folder, since a rename is atomic only within one file system.
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(descriptor)
         temporary = Path(name)
         yield temporary
@@ -42,35 +45,61 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise QuantspikeError(f"{path} could not be written: {error}; what stood there before is untouched") from error
+        raise QuantspikeError(f"{path} could not be written: {error}; the previous file is untouched") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Deletes the temporary files that killed processes left in a folder, if there is one.
+@contextmanager
+def locked(folder: Path, message: str) -> Iterator[None]:
+    """Hold the lock of a folder; the operating system releases it when its holder dies.
 
-    Nothing else may be writing there.
+    Temporary files that killed processes left in the folder are deleted.
+
+    Args:
+        folder: where the lock lies; created if absent.
+        message: the error if another process holds the lock.
+
+    Raises:
+        QuantspikeError: another process holds the lock, or it cannot be created.
     """
-    for path in folder.glob(".*"):
-        if _LEFTOVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise QuantspikeError(message) from None
+    except OSError as error:
+        raise QuantspikeError(f"{folder / 'lock'} cannot be locked: {error}") from error
+    try:
+        delete_temporary_files(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def delete_temporary_files(folder: Path) -> None:
+    """Delete what killed processes left of `atomic_path` in a folder; no other process may be writing there."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file atomically, making its folder if needed."""
+    """Write a UTF-8 file atomically; create its folder if needed."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes an indented JSON file atomically; NaN and infinity are refused, since JSON has neither."""
+    """Write an indented JSON file atomically; NaN and infinity are refused, since JSON has neither."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Writes a table atomically: a header line, then rows; None becomes an empty cell.
+    """Write a table atomically: a header line, then rows; None becomes an empty cell.
 
     Args:
         path: the file.
@@ -84,17 +113,87 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Read a JSON file.
 
     Raises:
-        QuantspikeError: the file is absent or no JSON.
+        QuantspikeError: the file is absent or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise QuantspikeError(f"{path} is not there: run the stage that writes it (dvc repro)") from None
+        raise absent(path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise QuantspikeError(f"{path} is damaged: {error}; delete it and run dvc repro") from error
+        raise damaged(path, error) from error
+
+
+def save_tensors(path: Path, file_format: str, version: int, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and a header as safetensors, atomically; the same content gives the same bytes.
+
+    Args:
+        path: the file.
+        file_format: kind of file, such as `quantspike-cnn`.
+        version: of that kind.
+        header: what a reader must know about the tensors.
+        tensors: by name, on any device.
+
+    Raises:
+        QuantspikeError: the file system refuses the write.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # One entry holds the whole header: safetensors writes several in an order that changes from run to run.
+    metadata = {file_format: json.dumps({"version": version} | header)}
+    with atomic_path(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
+        except (SafetensorError, OSError) as error:
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            raise OSError(f"{error}; it needs {size / 1e6:.1f} MB") from error
+
+
+def load_tensors(path: Path, file_format: str, version: int) -> tuple[Header, dict[str, Tensor]]:
+    """Read the header and the tensors, on the CPU, of a file that `save_tensors` wrote.
+
+    Raises:
+        QuantspikeError: the file is absent or damaged, or of another format or version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise absent(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if file_format not in metadata:
+                raise QuantspikeError(f"{path} is not a {file_format} file: delete it and run dvc repro")
+            header: Header = json.loads(metadata[file_format])
+            if not isinstance(header, dict):
+                raise ValueError("its header is not a mapping")
+            if header.get("version") != version:
+                raise QuantspikeError(
+                    f"{path} has version {header.get('version')}, this quantspike reads {version}: "
+                    "delete it and run dvc repro"
+                )
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def absent(path: Path) -> QuantspikeError:
+    """Return the error for a file that an earlier stage should have written."""
+    return QuantspikeError(f"{path} does not exist: run the stage that writes it (dvc repro)")
+
+
+def damaged(path: Path, reason: object) -> QuantspikeError:
+    """Return the error for a file of this project that cannot be what was written."""
+    return QuantspikeError(f"{path} is damaged ({reason}): delete it and run dvc repro")
 
 
 def _umask() -> int:

@@ -1,19 +1,19 @@
-"""`params.yaml` read into typed sections, with every value checked before anything runs."""
+"""`params.yaml` as typed sections, with every value checked before anything runs.
+
+A setting that can change a number has no default here: it stands in params.yaml, where DVC watches it.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from quantspike.architecture import Architecture
 from quantspike.errors import QuantspikeError
-from quantspike.recipes import RECIPES
 
 Precision = Literal["fp32"] | int
 """Precision of the activations: `fp32`, or k for steps of 2^-k."""
@@ -23,6 +23,9 @@ LARGEST_K = 24
 
 SEED_LIMIT = 2**32
 
+TrainingStage = Literal["baseline", "train", "finetune"]
+"""The stages that train a network."""
+
 WEIGHT_BITS = range(4, 17)
 """Widths of the integer weights, sign included."""
 
@@ -30,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def _number(value: Any) -> Any:
-    """Reads `1e-3`, which YAML 1.1 takes for text, as the number that was meant."""
+    """Return `1e-3`, which YAML 1.1 takes for text, as a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -39,23 +42,22 @@ def _number(value: Any) -> Any:
     return value
 
 
-def check_precision(value: Any) -> Precision:
-    """Returns `value` if it is `fp32` or an integer k that is allowed.
+def check_k(value: Any) -> int:
+    """Return `value` if it is an allowed k.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is not a whole number from 0 to 24.
     """
-    if value == "fp32":
-        return "fp32"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"a precision is fp32 or an integer from 0 to {LARGEST_K}, found {value!r}")
+        hint = "; the full-precision baseline is always there" if value == "fp32" else ""
+        raise ValueError(f"k is a whole number from 0 to {LARGEST_K}, found {value!r}{hint}")
     if not 0 <= value <= LARGEST_K:
         raise ValueError(f"k counts binary places and lies between 0 and {LARGEST_K}, found {value}")
     return value
 
 
 def _command(text: str) -> str:
-    """Accepts what a shell could split into words."""
+    """Accept what a shell could split into words."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -71,11 +73,9 @@ def _name(value: Any) -> Any:
     return value
 
 
-Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=10)]
+LearningRate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=10)]
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-Price = Annotated[float, BeforeValidator(_number), Field(ge=0)]
-Schedule = Literal["constant", "linear", "cosine"]
+Picojoules = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Name = Annotated[str, BeforeValidator(_name)]
 
 
@@ -85,20 +85,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Run(Section):
-    """The grid: every combination is one chain of stages."""
+class Grid(Section):
+    """The runs: every combination of profile, model, k and seed, and a baseline for each profile, model and seed."""
 
     profile: list[Name] = Field(min_length=1)
     model: list[Name] = Field(min_length=1)
-    k: list[Annotated[Precision, BeforeValidator(check_precision)]] = Field(min_length=1)
+    k: list[Annotated[int, BeforeValidator(check_k)]] = Field(min_length=1)
     seed: list[Annotated[int, Field(ge=0, lt=SEED_LIMIT)]] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _no_duplicates(self) -> Run:
+    def _no_duplicates(self) -> Grid:
         for name in ("profile", "model", "k", "seed"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"run.{name} names a value twice: {values}")
+                raise ValueError(f"{name} holds a duplicate: {values}")
         return self
 
 
@@ -108,259 +108,186 @@ class Model(Section):
     layers: str
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class Data(Section):
-    """Where the images come from, and the side of the square that the network sees, in pixels.
+    """Images of a profile.
 
     Attributes:
-        source: see `quantspike.data.SOURCES`; of several the first one that is there.
-        crop: side of the square.
+        source: `cifar10`, `digits` or a path; see `quantspike.data.sources`.
+        crop: side of the square that the network sees, in pixels.
     """
 
-    source: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_as_list)]
+    source: str = Field(min_length=1)
     crop: Count
 
 
-class Pretrain(Section):
-    """Phase before the first: in full precision and shared by every k, which goes on from it as the first phase.
+class Recipe(Section):
+    """How every phase of a profile trains.
 
     Attributes:
-        epochs: passes over the training images; 0 for none, so that each k starts from the initial weights.
-        learning_rate: Adam's rate, at its highest.
-        schedule: as in `Train`. A rate that stays leaves the fall to the phases of each k.
-    """
-
-    epochs: Annotated[int, Field(ge=0)]
-    learning_rate: Rate = 1e-3
-    schedule: Schedule = "constant"
-
-
-class Train(Section):
-    """First phase of training of each k, and what all phases share.
-
-    What is not named takes the value that the recipe gives it (see `quantspike.recipes`).
-
-    Attributes:
-        recipe: `paper` or `strong`.
-        epochs: passes over the training images.
-        learning_rate: Adam's rate, at its highest.
         batch_size: images per step, over all processes.
         validation: number of training images that are held out and only measured.
-        flip, padding, brightness, contrast, cutout: how images are varied, see `augmentation.Augmentation`.
-        schedule: the rate stays `constant`, or falls to 0 along a line (`linear`) or half a `cosine`.
-        warmup: share of the phase in which the rate first rises from 0, be it `train` or a `pretrain` before it.
-            With a rate that falls again, this is known as a one-cycle schedule.
-        weight_decay: decoupled from the gradient, times the rate; on weights, not on batch normalization.
-        label_smoothing: share of the label that is spread over all classes.
-        averaging: decay per step of a running average of weights and batch-norm averages, reached over the first
-            steps; the average is what counts at the end of a phase. 0 for none.
+        flip: whether half of the training images are mirrored left to right.
+        brightness: the offset is uniform from minus to plus this, in grey levels.
+        contrast: the factor is uniform from 1 minus to 1 plus this.
         activation_penalty: added to the loss for each spike per neuron that the activations stand for.
-        autocast: `bf16` or `off`; `auto` takes bf16 where the hardware multiplies it.
+        arithmetic: of convolutions and classifier: `fp32`, `bf16`, or `auto` for bf16 where the hardware multiplies it.
     """
 
-    recipe: Literal["paper", "strong"] = "paper"
-    epochs: Count
-    learning_rate: Rate
     batch_size: Annotated[int, Field(ge=2)]
-    validation: Annotated[int, Field(ge=0)] = 0
+    validation: Annotated[int, Field(ge=0)]
     flip: bool
-    padding: Annotated[int, Field(ge=0)]
     brightness: Annotated[float, BeforeValidator(_number), Field(ge=0, le=255)]
     contrast: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    cutout: Annotated[int, Field(ge=0)]
-    schedule: Schedule
-    warmup: Share
-    weight_decay: Annotated[float, BeforeValidator(_number), Field(ge=0, le=10)]
-    label_smoothing: Share
-    averaging: Share
-    activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 0.0
-    autocast: Literal["auto", "bf16", "off"] = "auto"
+    activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)]
+    arithmetic: Literal["auto", "bf16", "fp32"]
 
 
-class Finetune(Section):
-    """Second phase: goes on from the first with its weights, averages and Adam moments, and a rate of its own."""
+class Phase(Section):
+    """Epochs at one learning rate, from the weights, averages and Adam moments of the phase before."""
 
     epochs: Count
-    learning_rate: Rate
-    schedule: Schedule
+    learning_rate: LearningRate
+
+
+class Train(Phase):
+    """First phase of a quantized network: from initial weights (`scratch`) or from the trained `baseline`."""
+
+    start: Literal["baseline", "scratch"]
 
 
 class Convert(Section):
     """Width of the integer weights, sign included, in bits."""
 
-    weight_bits: Annotated[int, Field(ge=WEIGHT_BITS[0], le=WEIGHT_BITS[-1])] = 12
+    weight_bits: Annotated[int, Field(ge=WEIGHT_BITS[0], le=WEIGHT_BITS[-1])]
 
 
 class Simulate(Section):
-    """Steps T of every curve, the step by which an image must be at rest, and batch sizes in images."""
+    """How the spiking network runs.
 
-    steps: Count = 100
-    settle_limit: Count = 1000
-    engine: Literal["auto", "reference", "dense", "events"] = "auto"
-    batch_size: Count = 50
-    log_batch: Count = 50
+    Attributes:
+        steps: T, the length of every curve and log.
+        settle_limit: step after which an image that has not settled is reported as such.
+        engine: `events`, `dense`, `reference`, or `auto` for the fastest on the device; all give the same integers.
+        batch_size: images that are simulated together; changes speed and memory only.
+        log_batch: images per batch of the published log format.
+    """
+
+    steps: Count
+    settle_limit: Count
+    engine: Literal["auto", "reference", "dense", "events"]
+    batch_size: Count
+    log_batch: Count
 
     @model_validator(mode="after")
     def _limit_beyond_steps(self) -> Simulate:
         if self.settle_limit < self.steps:
             raise ValueError(
-                f"settle_limit is {self.settle_limit}, but images are watched for all {self.steps} steps: "
+                f"settle_limit is {self.settle_limit}, but every image runs for {self.steps} steps: "
                 "set it to simulate.steps or more"
             )
         return self
 
 
 class Energy(Section):
-    """Prices of operations and memory accesses, in picojoules; see `quantspike.energy`.
-
-    The defaults are those of a 45 nm process after Horowitz (ISSCC 2014).
+    """Energy of operations and memory accesses in picojoules; see `quantspike.reporting.energy`.
 
     Attributes:
         fp32_mac: multiply-accumulate of 32-bit floating point numbers.
-        int8_mac: multiply-accumulate of 8-bit whole numbers.
-        int32_add: addition of 32-bit whole numbers.
+        int8_mac: multiply-accumulate of 8-bit integers.
+        int32_add: addition of 32-bit integers.
         on_chip: access to 32 bits of a small on-chip memory.
         dram: access to 32 bits of DRAM.
     """
 
-    fp32_mac: Price = 4.6
-    int8_mac: Price = 0.23
-    int32_add: Price = 0.1
-    on_chip: Price = 5.0
-    dram: Price = 640.0
+    fp32_mac: Picojoules
+    int8_mac: Picojoules
+    int32_add: Picojoules
+    on_chip: Picojoules
+    dram: Picojoules
 
 
 class Profile(Section):
-    """One protocol: data, network width and the settings of every stage.
+    """One protocol: images, network width and the settings of every stage, which bear the stages' names.
 
-    All of them must be there, since DVC watches them by name; what a section leaves out takes its default.
+    Attributes:
+        data: the images.
+        width: factor on the channels of every layer.
+        recipe: what all phases of training share.
+        baseline: the phases of the full-precision network.
+        train: first phase of the quantized networks.
+        finetune: second phase of the quantized networks.
+        convert: the integer network.
+        simulate: the spiking network.
     """
 
     data: Data
     width: Annotated[float, BeforeValidator(_number), Field(gt=0, le=8)]
-    pretrain: Pretrain = Field(examples=["{epochs: 0}"])  # as before there was such a phase
+    recipe: Recipe
+    baseline: list[Phase] = Field(min_length=1)
     train: Train
-    finetune: Finetune
+    finetune: Phase
     convert: Convert
     simulate: Simulate
 
-    @property
-    def training_settings(self) -> dict[str, str | int | float | bool]:
-        """What a trained network depends on, under dotted names such as `train.epochs`."""
-        sections = {
-            "pretrain": self.pretrain.model_dump() if self.pretrain.epochs else {"epochs": 0},
-            "train": self.train.model_dump(),
-            "finetune": self.finetune.model_dump(),
-        }
-        settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    def training_settings(self, stage: TrainingStage) -> dict[str, str | int | float | bool]:
+        """Return what a network depends on after a stage, under dotted names such as `train.epochs`."""
+        sections: dict[str, BaseModel] = {"recipe": self.recipe}
+        if stage == "baseline" or self.train.start == "baseline":
+            sections |= {f"baseline.{index}": phase for index, phase in enumerate(self.baseline)}
+        if stage != "baseline":
+            sections["train"] = self.train
+        if stage == "finetune":
+            sections["finetune"] = self.finetune
+        settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section}
         return {"width": self.width, "data.crop": self.data.crop, **settings}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_recipe(cls, content: Any) -> Any:
-        """Adds what the recipe says of settings that are not named; what is malformed is left to the checks."""
-        if not isinstance(content, dict):
-            return content
-        train = content.get("train")
-        name = train.get("recipe") if isinstance(train, dict) else None
-        recipe = RECIPES.get(name, RECIPES["paper"]) if isinstance(name, str) else RECIPES["paper"]
-        filled = {
-            section: settings | content[section]
-            for section, settings in recipe.items()
-            if isinstance(content.get(section), dict)
-        }
-        return content | filled
-
-    @model_validator(mode="after")
-    def _cutout_within_crop(self) -> Profile:
-        if self.train.cutout > self.data.crop:
-            raise ValueError(
-                f"train.cutout is {self.train.cutout}, but the network sees only {self.data.crop} x {self.data.crop} "
-                f"pixels (data.crop): set it to {self.data.crop} or less"
-            )
-        return self
 
 
 class Params(Section):
     """All of `params.yaml`.
 
-    What stands after `energy` changes no result but for its last digits, so DVC does not watch it.
+    `launch` and `device` change no more than the last digits of a training, so DVC does not watch them.
 
     Attributes:
-        energy: prices of operations and memory accesses, from which figures estimate energies.
         launch: command that starts the stages which several processes can share.
         device: where to compute; `auto` takes a GPU if there is one.
-        compile: whether torch.compile builds the training's forward and backward pass.
-        checkpoint_minutes: longest time between two states from which a killed training goes on.
     """
 
-    run: Run
+    grid: Grid
     models: dict[Name, Model]
     profiles: dict[Name, Profile]
     energy: Energy
     launch: Annotated[str, AfterValidator(_command)] = "python"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    compile: bool = False
-    checkpoint_minutes: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 10.0
 
     @model_validator(mode="after")
     def _grid_is_defined(self) -> Params:
-        for kind, wanted, known in (
-            ("profile", self.run.profile, self.profiles),
-            ("model", self.run.model, self.models),
+        for kind, names, known in (
+            ("profile", self.grid.profile, self.profiles),
+            ("model", self.grid.model, self.models),
         ):
-            for name in wanted:
+            for name in names:
                 if name not in known:
-                    raise ValueError(f"run.{kind} names {name!r}, but {kind}s defines only {', '.join(known)}")
-        for profile, model in product(self.run.profile, self.run.model):
-            try:
-                self.architecture(profile, model)
-            except QuantspikeError as error:
-                raise ValueError(f"models.{model}.layers with profiles.{profile}: {error}") from error
+                    raise ValueError(f"grid.{kind} names {name!r}, but {kind}s defines only {', '.join(known)}")
         return self
-
-    def architecture(self, profile: str, model: str, image_channels: int = 3, classes: int = 10) -> Architecture:
-        """The layers of `model` at the width and image size of `profile`.
-
-        Args:
-            profile: name of the profile.
-            model: name of the network.
-            image_channels: colour channels of the images.
-            classes: number of classes.
-
-        Raises:
-            QuantspikeError: the layer string does not parse, or does not fit the image size.
-        """
-        settings = self.profiles[profile]
-        return Architecture.parse(
-            self.models[model].layers,
-            image_size=settings.data.crop,
-            image_channels=image_channels,
-            classes=classes,
-            width=settings.width,
-        )
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Reads and checks a params file.
+    """Read and check a params file.
 
     Raises:
-        QuantspikeError: the file is absent, is no YAML, or holds something that is not allowed;
+        QuantspikeError: the file is absent, is not YAML, or holds a value that is not allowed;
             the message names every place.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise QuantspikeError(f"{path} is not here: run from the project's folder, or name it with --params") from None
+        raise QuantspikeError(f"{path} does not exist: run in the project's folder, or use --params") from None
     except OSError as error:
         raise QuantspikeError(f"{path} cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise QuantspikeError(f"{path} is no valid YAML: {error}") from error
+        raise QuantspikeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise QuantspikeError(f"{path} must hold the sections run, models and profiles, found {type(content).__name__}")
+        raise QuantspikeError(f"{path} must hold sections such as grid and profiles, found {type(content).__name__}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -368,25 +295,27 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
+    """Refuse a duplicate key, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands twice in the mapping at{node.start_mark}")
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.YAMLError(f"duplicate key {key!r} in line {key_node.start_mark.line + 1}")
+            keys.append(key)
         return super().construct_mapping(node, deep)
 
 
 def _describe(error: ValidationError) -> str:
-    """Every complaint on a line of its own: place, what is allowed, what was found."""
+    """Return one line per problem: place, what is allowed, what was found."""
     lines = []
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: this key is unknown{_suggestion(problem['loc'])}")
         elif problem["type"] == "missing":
-            lines.append(f"{place}: this key is missing{_example(problem['loc'])}")
+            lines.append(f"{place}: this key is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
@@ -398,25 +327,19 @@ def _describe(error: ValidationError) -> str:
 
 
 def _suggestion(place: tuple[int | str, ...]) -> str:
-    """The keys that may stand where an unknown one was found."""
+    """Return the keys that are allowed where an unknown one was found."""
     return f"; allowed are {', '.join(_section(place[:-1]).model_fields)}"
 
 
-def _example(place: tuple[int | str, ...]) -> str:
-    """What may stand where nothing was found, if the section has an example of it."""
-    examples = _section(place[:-1]).model_fields[str(place[-1])].examples
-    return f"; write {place[-1]}: {examples[0]}" if examples else ""
-
-
 def _section(place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The type of the section that stands at a place."""
+    """Return the type of the section at a place."""
     section: type[BaseModel] = Params
     parts = iter(place)
     for part in parts:
         annotation = section.model_fields[str(part)].annotation
-        if get_origin(annotation) is dict:
-            next(parts, None)  # a name of the user's own, such as that of a profile
-            annotation = get_args(annotation)[1]
+        if get_origin(annotation) in (dict, list):
+            next(parts, None)  # a name of the user's own, such as that of a profile, or an index
+            annotation = get_args(annotation)[-1]
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         section = annotation

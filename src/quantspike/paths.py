@@ -1,4 +1,4 @@
-"""Where every file of a run lies: the one place that knows the folder layout."""
+"""A run, its settings, and where every file of it lies: the one place that knows the folder layout."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from quantspike.params import Params, Precision
+from quantspike.params import Params, Precision, Profile
 
 
 def dataset_file(profile: str, root: Path = Path(".")) -> Path:
-    """The verified images of a profile, written by `download`."""
+    """Return the verified images of a profile, written by `download`."""
     return root / "data" / profile / "images.safetensors"
 
 
 def plots_folder(profile: str, model: str, root: Path = Path(".")) -> Path:
-    """Figures and the tables behind them, all k of one network together, written by `plot`."""
+    """Return the folder of the figures of one network, written by `plot`."""
     return root / "plots" / profile / model
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One combination of the grid, and the files its stages read and write.
+class Run:
+    """One combination of profile, model, k and seed, with its settings and files; k is `fp32` for a baseline.
 
     Attributes:
         profile: the protocol's name in params.yaml.
         model: the network's name in params.yaml.
-        k: `fp32`, or the precision of the activations.
+        k: precision of the activations, or `fp32`.
         seed: seed of initial weights, shuffling and augmentation.
+        settings: the profile.
+        layers: layer string of the network, at width 1.
         root: the project's folder.
     """
 
@@ -35,65 +37,77 @@ class Chain:
     model: str
     k: Precision
     seed: int
+    settings: Profile
+    layers: str
     root: Path = Path(".")
 
     @property
     def name(self) -> str:
-        """Folder name of the chain within its profile, such as `cnn1-2-0`."""
+        """Folder name of the run within its profile, such as `cnn1-2-0`."""
         return f"{self.model}-{self.k}-{self.seed}"
 
     @property
     def key(self) -> str:
-        """Unique name of the chain, such as `paper-cnn1-2-0`: the name of its stages in DVC."""
+        """Unique name of the run, such as `paper-cnn1-2-0`: what DVC's stages and MLflow's runs are known by."""
         return f"{self.profile}-{self.name}"
 
     @property
-    def quantized(self) -> bool:
-        """Whether the activations are quantized, so that a spiking network exists."""
-        return self.k != "fp32"
-
-    @property
-    def full_precision(self) -> Chain:
-        """The chain of the same network and seed in full precision."""
+    def baseline(self) -> Run:
+        """The full-precision run of the same profile, model and seed."""
         return replace(self, k="fp32")
 
     @property
-    def pretrained(self) -> Path:
-        """The network in full precision from which every k starts, written by `pretrain`."""
-        return self.full_precision.data / "pretrain.safetensors"
+    def dataset(self) -> Path:
+        """The images."""
+        return dataset_file(self.profile, self.root)
+
+    @property
+    def data(self) -> Path:
+        """Folder of the large files: weights, scores and the integer network."""
+        return self.root / "data" / self.profile / self.name
 
     @property
     def metrics(self) -> Path:
-        """Folder of the chain's results: CSV, JSON and logs."""
+        """Folder of the results: CSV, JSON and logs."""
         return self.root / "metrics" / self.profile / self.name
 
     @property
     def logs(self) -> Path:
-        """Folder of the chain's logs in the published format."""
+        """Folder of the logs in the published format."""
         return self.metrics / "logs" / f"k{self.k}"
 
     @property
-    def data(self) -> Path:
-        """Folder of the chain's large files: weights, logits and the integer network."""
-        return self.root / "data" / self.profile / self.name
+    def resume(self) -> Path:
+        """Folder of the run's lock and of the states that training resumes from; DVC does not know it."""
+        return self.root / "data" / "resume" / self.key
+
+    def checkpoint(self, stage: str) -> Path:
+        """Return the network that `baseline`, `train` or `finetune` wrote."""
+        return self.data / f"{stage}.safetensors"
 
     @property
-    def resume(self) -> Path:
-        """Folder of the states from which a killed training of this chain goes on; DVC knows nothing of it."""
-        return self.root / "data" / "resume" / self.key
+    def network(self) -> Path:
+        """The trained network, whose results count."""
+        return self.checkpoint("baseline" if self.k == "fp32" else "finetune")
 
     @property
     def integer_network(self) -> Path:
-        """The integer network, written by `convert`; its folder is empty for fp32."""
-        return self.data / "integer" / "network.safetensors"
+        """The integer network, written by `convert`."""
+        return self.checkpoint("convert")
 
     @property
-    def dataset(self) -> Path:
-        """The images this chain is trained and tested on."""
-        return dataset_file(self.profile, self.root)
+    def scores(self) -> Path:
+        """Class scores of the trained network on the test images, written by `evaluate`."""
+        return self.checkpoint("evaluate")
 
 
-def chains(params: Params, root: Path = Path(".")) -> list[Chain]:
-    """Every chain of the grid, in the order of params.yaml: profile, model, k, seed."""
-    grid = product(params.run.profile, params.run.model, params.run.k, params.run.seed)
-    return [Chain(profile, model, k, seed, root) for profile, model, k, seed in grid]
+def find_run(params: Params, profile: str, model: str, k: Precision, seed: int, root: Path) -> Run:
+    """Return one run of a params file, whether or not it is in the grid."""
+    return Run(profile, model, k, seed, params.profiles[profile], params.models[model].layers, root)
+
+
+def grid_runs(params: Params, root: Path = Path(".")) -> list[Run]:
+    """Return every run of the grid: for each profile, model and seed the baseline, then each k."""
+    precisions: list[Precision] = ["fp32", *params.grid.k]
+    grid = product(params.grid.profile, params.grid.model, precisions, params.grid.seed)
+    return [find_run(params, profile, model, k, seed, root) for profile, model, k, seed in grid]

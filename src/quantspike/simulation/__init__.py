@@ -1,6 +1,7 @@
-"""The spiking network, step by step, and what is measured on the way."""
+"""Run an integer network as spikes, measure every step, and prove that it settles on the integer network's counts.
 
-from quantspike.simulation.run import simulate, simulate_shared
-from quantspike.simulation.trace import Mismatch, Trace
-
-__all__ = ["Mismatch", "Trace", "simulate", "simulate_shared"]
+`run.simulate` takes a converted network and images and returns a `trace.Trace`; `measures` turns it into the curves,
+totals, certificate and logs of a run. `neuron` holds the rule of one step. Three engines run it with the same
+integers: `reference` (NumPy, slow), `dense` (PyTorch, CPU or GPU) and `events` (Numba, CPU: the cost follows the
+spikes).
+"""

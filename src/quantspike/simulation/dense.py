@@ -1,5 +1,4 @@
-"""Whole batches in PyTorch: one convolution per layer and step, exact because every sum is a whole number
-that its format holds."""
+"""Whole batches in PyTorch: one convolution per layer and step, in a format that holds every sum exactly."""
 
 from __future__ import annotations
 
@@ -9,28 +8,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quantspike.exact import exact_format, exact_kernels
-from quantspike.integer import IntegerLayer, IntegerNetwork, check_membrane
-from quantspike.operations import fan_outs
+from quantspike.conversion.exact import exact_format, exact_kernels
+from quantspike.conversion.integer import IntegerLayer, IntegerNetwork, check_membrane
+from quantspike.networks.architecture import fan_outs
 from quantspike.simulation.neuron import NeuronParameters, NeuronState, fire
-from quantspike.simulation.recording import Recording
+from quantspike.simulation.trace import Recording
 
 
 @dataclass(frozen=True, eq=False)
 class StepCounts:
-    """What one step did, for the images that were still running, layer by layer.
+    """What the running images did in one step, layer by layer.
 
     Attributes:
         positive: spikes of +1, int64 [L, n].
         negative: spikes of -1, int64 [L, n].
         synops: synapses that these spikes reach, int64 [L, n].
-        at_rest: whether all neurons of a layer are at rest, bool [L, n].
+        settled: whether all neurons of a layer are settled, bool [L, n].
     """
 
     positive: Tensor
     negative: Tensor
     synops: Tensor
-    at_rest: Tensor
+    settled: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class _Layer:
 
 
 class DenseEngine:
-    """Runs batches of one network on one device; keeps nothing between batches."""
+    """Run batches of one network on one device; no state is kept between batches."""
 
     def __init__(self, network: IntegerNetwork, device: torch.device) -> None:
         self._network = network
@@ -61,9 +60,9 @@ class DenseEngine:
         ]
 
     def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
-        """Runs a batch until every image is at rest; see `Engine`.
+        """Run a batch until every image is settled; see `Engine`.
 
-        An image at rest is dropped from the batch, since nothing changes in it any more.
+        A settled image is dropped from the batch, since nothing changes in it any more.
         """
         with torch.inference_mode():
             batch = self.start(input_current, first)
@@ -72,13 +71,13 @@ class DenseEngine:
             while len(batch.images) and step < settle_limit:
                 step += 1
                 counts = batch.step()
-                settled = counts.at_rest.all(dim=0)
+                settled = counts.settled.all(dim=0)
                 running = (batch.images - first).cpu().numpy()
                 if step <= steps:
-                    for name in ("positive", "negative", "synops", "at_rest"):
+                    for name in ("positive", "negative", "synops", "settled"):
                         getattr(recording, name)[step - 1][:, running] = getattr(counts, name).cpu().numpy()
                     predictions = self._network.logits(batch.net_spikes()[-1]).argmax(dim=1).cpu().numpy()
-                    # An image at rest keeps its class.
+                    # A settled image keeps its class.
                     recording.predictions[step - 1 :, running] = predictions
                 if bool(settled.any()):
                     recording.settled_step[running[settled.cpu().numpy()]] = step
@@ -88,14 +87,14 @@ class DenseEngine:
             return recording
 
     def start(self, input_current: Tensor, first: int = 0) -> Batch:
-        """A batch before its first step.
+        """Return a batch before its first step.
 
         Args:
             input_current: int64 [N, out, size, size] of the encoding layer.
             first: number of the batch's first image in the whole set, for messages.
 
         Raises:
-            QuantspikeError: a membrane would leave 31 bits.
+            QuantspikeError: a membrane reaches 2^30.
         """
         n = len(input_current)
         states = []
@@ -116,7 +115,7 @@ class Batch:
     """The running images of a batch.
 
     Attributes:
-        images: numbers of the images that still run, in the whole set, int64 [n].
+        images: numbers of the running images in the whole set, int64 [n].
     """
 
     def __init__(self, layers: list[_Layer], states: list[NeuronState], images: Tensor) -> None:
@@ -125,7 +124,7 @@ class Batch:
         self.images = images
 
     def step(self) -> StepCounts:
-        """Advances all running images by one step, in layer order, so that a spike crosses the network within it."""
+        """Advance all running images by one step, in layer order, so that a spike crosses the network within it."""
         counts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         spikes: Tensor | None = None
         for index, layer in enumerate(self._layers):
@@ -134,37 +133,36 @@ class Batch:
                 membrane = state.membrane + _current(spikes, layer)
                 check_membrane(membrane, index, self.images)
                 state = replace(state, membrane=membrane.int())
-            spikes, self._states[index], at_rest = fire(layer.neurons, state)
-            by_place = spikes.abs().sum(dim=1, dtype=torch.int64)
-            total, net = by_place.sum(dim=(1, 2)), spikes.sum(dim=(1, 2, 3), dtype=torch.int64)
-            synops = (by_place * layer.fan_out).sum(dim=(1, 2))
-            counts.append(((total + net) // 2, (total - net) // 2, synops, at_rest.flatten(1).all(dim=1)))
+            spikes, self._states[index], settled = fire(layer.neurons, state)
+            by_position = spikes.abs().sum(dim=1, dtype=torch.int64)
+            total, net = by_position.sum(dim=(1, 2)), spikes.sum(dim=(1, 2, 3), dtype=torch.int64)
+            synops = (by_position * layer.fan_out).sum(dim=(1, 2))
+            counts.append(((total + net) // 2, (total - net) // 2, synops, settled.flatten(1).all(dim=1)))
         return StepCounts(*(torch.stack(parts) for parts in zip(*counts, strict=True)))
 
-    def net_spikes(self, chosen: Tensor | None = None) -> list[Tensor]:
-        """Net counts of every layer, int32 [n, C, H, W], of all running images or of some of them."""
-        counts = [state.net_spikes for state in self._states]
-        return counts if chosen is None else [count[chosen] for count in counts]
+    def net_spikes(self) -> list[Tensor]:
+        """Return the net counts of every layer, int32 [n, C, H, W]."""
+        return [state.net_spikes for state in self._states]
 
     def keep(self, chosen: Tensor) -> None:
-        """Drops the images that are not chosen (bool [n]): those at rest, in which nothing changes any more."""
+        """Keep the chosen images (bool [n]) and drop the others."""
         self._states = [NeuronState(state.membrane[chosen], state.net_spikes[chosen]) for state in self._states]
         self.images = self.images[chosen]
 
 
 def _format(layer: IntegerLayer, index: int, device: torch.device) -> torch.dtype:
-    """A number format that holds every partial sum of a step, whatever the order: at most S_o."""
+    """Return a format that holds every partial sum of a step, at most S_o, in any order."""
     return exact_format(layer.shape, int(layer.absolute_sums.max()), device, f"layer {index + 1}")
 
 
 def _keep_counts(recording: Recording, batch: Batch, chosen: Tensor, first: int) -> None:
     images = batch.images[chosen].cpu() - first
-    for kept, counts in zip(recording.net_spikes, batch.net_spikes(chosen), strict=True):
-        kept[images] = counts.cpu()
+    for kept, counts in zip(recording.net_spikes, batch.net_spikes(), strict=True):
+        kept[images] = counts[chosen].cpu()
 
 
 def _current(spikes: Tensor, layer: _Layer) -> Tensor:
-    """Input of one step from spikes in {-1, 0, 1}, in a type in which membrane and input can be added."""
+    """Return the input of one step from spikes in {-1, 0, 1}, in an integer type wide enough to add it to membranes."""
     with exact_kernels():
         values = spikes.to(layer.weight.dtype)
         sums = functional.conv2d(values, layer.weight, stride=layer.stride, padding=layer.padding)

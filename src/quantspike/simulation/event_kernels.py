@@ -1,11 +1,11 @@
-"""The inner loop of the event engine: rows of weights added, neurons fired, for one layer and many steps.
+"""The inner loop of the event engine: add rows of weights and fire neurons, for one layer and many steps.
 
 Numba compiles the loops, but it neither keeps sums of 16 bits in registers from row to row nor turns comparisons into
-bit masks. What does that is written in LLVM's vector types, which are split into whatever registers a processor has
-(AVX-512, AVX2, NEON).
+bit masks. Both are written in LLVM's vector types, which are split into the registers that a processor has (AVX-512,
+AVX2, NEON).
 
-All that is compiled stands in this file, constants included: Numba keeps compiled code on disk and makes it anew when
-the file of the function changes, not when something does that the file imports.
+This file imports nothing of the package and holds its constants itself: Numba caches compiled code on disk and
+compiles again when the file of a function changes, but not when an imported file does.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LANES = 64
 """Neurons of a tile: one bit each in a mask of 64 bits."""
 
 MEMBRANE_LIMIT = 2**30
-"""As in `integer`."""
+"""As in `quantspike.conversion.integer`."""
 
 MARGIN = 16
-"""Values that `copy_shifted` may read and write beyond the end."""
+"""Values beyond the end that `copy_shifted` may read and write."""
 
 _BIT, _INT16, _INT32, _INT64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
@@ -39,7 +39,7 @@ def _row_adder(lanes: int) -> Any:
     def add_rows(
         typing_context: Any,
         membrane: Any,
-        place: Any,
+        start: Any,
         weights: Any,
         lane: Any,
         rows: Any,
@@ -47,82 +47,79 @@ def _row_adder(lanes: int) -> Any:
         added: Any,
         subtracted: Any,
     ) -> tuple[Any, Codegen]:
-        """membrane[place : place + lanes] += sum of rows of weights - sum of further rows.
+        """Add rows of weights to membrane[start : start + lanes] and subtract further rows.
 
         The sums are kept in 16 bits, so at most 32767 // max |w| rows may be given at once.
 
         Args:
-            membrane: int32, contiguous, of any shape; `place` counts its values.
-            place: of the first neuron.
+            membrane: int32, contiguous, of any shape; `start` counts its values.
+            start: index of the first neuron.
             weights: int16 [values].
             lane: of the first neuron within a row of weights.
             rows: int32 [rows], where each row begins in `weights`.
-            first: of the rows to take.
-            added: how many rows are added, from `first` on.
-            subtracted: how many are subtracted, after those.
+            first: index of the first of the rows.
+            added: number of rows to add, from `first` on.
+            subtracted: number of rows to subtract, after those.
         """
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
-            membrane, place, weights, lane, rows, first, added, subtracted = arguments
+            membrane, start, weights, lane, rows, first, added, subtracted = arguments
             kinds = signature.args
             data = _pointer(context, builder, kinds[2], weights, lane)
             row_at = _pointer(context, builder, kinds[4], rows, _number(0))
             middle = builder.add(first, added)
             total = _fold_rows(builder, builder.add, row_at, first, middle, data, ir.Constant(weights_type, None))
             total = _fold_rows(builder, builder.sub, row_at, middle, builder.add(middle, subtracted), data, total)
-            target = _vector(builder, _pointer(context, builder, kinds[0], membrane, place), sums_type)
+            target = _vector(builder, _pointer(context, builder, kinds[0], membrane, start), sums_type)
             _store(builder, builder.add(_load(builder, target), builder.sext(total, sums_type)), target)
             return context.get_dummy_value()
 
-        return types.void(membrane, place, weights, lane, rows, first, added, subtracted), codegen
+        return types.void(membrane, start, weights, lane, rows, first, added, subtracted), codegen
 
     return intrinsic(add_rows)
 
 
 add_rows = _row_adder(LANES)
 add_wide_rows = _row_adder(2 * LANES)
-"""The same for two tiles at once, which halves the look-ups."""
+"""The same for two tiles at once, which halves the lookups."""
 
 
 def _fire(
     typing_context: Any,
     membrane: Any,
     net_spikes: Any,
-    place: Any,
+    start: Any,
     threshold: Any,
     half_threshold: Any,
     channel: Any,
     masks: Any,
     word: Any,
 ) -> tuple[Any, Codegen]:
-    """One step of a tile by the rule of `neuron.fire`; its input is in the membrane already.
-
-        d = max(0, U + h) - theta N
-        s = +1 if d >= theta;  -1 if d < 0;  0 otherwise          N <- N + s
+    """Advance a tile by one step with the rule of `neuron.fire`, after its input was added to the membrane.
 
     Args:
-        membrane: U, int32, contiguous; `place` counts its values.
+        membrane: U, int32, contiguous; `start` counts its values.
         net_spikes: N, int32, likewise; changed in place.
-        place: of the tile's first neuron.
+        start: index of the tile's first neuron.
         threshold: theta, int32 [channels].
         half_threshold: h, int32 [channels].
         channel: of the tile's first neuron.
-        masks: uint64, contiguous; gets the tile's positive spikes at `word` and its negative ones behind, a bit each.
-        word: where the masks go, counted in values.
+        masks: uint64, contiguous; one bit per neuron.
+        word: index of the mask of positive spikes; the mask of negative ones follows.
 
     Returns:
-        int64: bit 0 is set if a neuron of the tile is not at rest now, bit 1 if a |U| reaches 2^30; the bits above
+        int64: bit 0 is set if a neuron of the tile is not settled, bit 1 if a |U| reaches 2^30; the bits above
         are the number of spikes.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
-        membrane, net_spikes, place, threshold, half_threshold, channel, masks, word = arguments
+        membrane, net_spikes, start, threshold, half_threshold, channel, masks, word = arguments
         kinds, tile = signature.args, ir.VectorType(_INT32, LANES)
 
         def at(kind: int, array: Any, index: Any) -> Any:
             return _vector(builder, _pointer(context, builder, kinds[kind], array, index), tile)
 
-        u, net_at = _load(builder, at(0, membrane, place)), at(1, net_spikes, place)
+        u, net_at = _load(builder, at(0, membrane, start)), at(1, net_spikes, start)
         net = _load(builder, net_at)
         theta, half = _load(builder, at(3, threshold, channel)), _load(builder, at(4, half_threshold, channel))
         zero = _splat(tile, 0)
@@ -134,18 +131,18 @@ def _fire(
         spikes = builder.sub(builder.zext(positive, tile), builder.zext(negative, tile))
         _store(builder, builder.add(net, spikes), net_at)
         rest = builder.sub(distance, builder.mul(theta, spikes))
-        # Unsigned, what lies below 0 is large: one comparison finds it and what is not below theta.
-        restless = _any(builder, builder.icmp_unsigned(">=", rest, theta))
+        # Unsigned, values below 0 are large: one comparison finds them and those not below theta.
+        unsettled = _any(builder, builder.icmp_unsigned(">=", rest, theta))
         moved = builder.add(u, _splat(tile, MEMBRANE_LIMIT - 1))
         beyond = _any(builder, builder.icmp_unsigned(">", moved, _splat(tile, 2 * (MEMBRANE_LIMIT - 1))))
-        result = builder.or_(builder.zext(restless, _INT64), builder.shl(builder.zext(beyond, _INT64), _number(1)))
+        result = builder.or_(builder.zext(unsettled, _INT64), builder.shl(builder.zext(beyond, _INT64), _number(1)))
         for offset, flags in enumerate((positive, negative)):
             mask = builder.bitcast(flags, _INT64)
             builder.store(mask, _pointer(context, builder, kinds[6], masks, builder.add(word, _number(offset))))
             result = builder.add(result, builder.shl(builder.ctpop(mask), _number(2)))
         return result
 
-    return types.int64(membrane, net_spikes, place, threshold, half_threshold, channel, masks, word), codegen
+    return types.int64(membrane, net_spikes, start, threshold, half_threshold, channel, masks, word), codegen
 
 
 fire: Any = intrinsic(_fire)
@@ -154,16 +151,7 @@ fire: Any = intrinsic(_fire)
 def _copy_shifted(
     typing_context: Any, target: Any, start: Any, source: Any, begin: Any, end: Any, shift: Any
 ) -> tuple[Any, Codegen]:
-    """target[start:] = source[begin:end] + shift; reads and writes up to MARGIN - 1 values beyond.
-
-    Args:
-        target: int32 [values].
-        start: where the first value goes.
-        source: int32 [values].
-        begin: of the first value.
-        end: behind the last value.
-        shift: added to every value.
-    """
+    """Set target[start:] = source[begin:end] + shift; read and write up to MARGIN - 1 values beyond. Arrays: int32."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
         target, start, source, begin, end, shift = arguments
@@ -186,7 +174,7 @@ copy_shifted: Any = intrinsic(_copy_shifted)
 def _fold_rows(
     builder: ir.IRBuilder, combine: Callable[[Any, Any], Any], row_at: Any, begin: Any, end: Any, data: Any, total: Any
 ) -> Any:
-    """Combines the rows from `begin` to `end` with `total`, one by one, in registers."""
+    """Combine the rows from `begin` to `end` with `total`, one by one, in registers."""
     before = builder.block
     with _counting(builder, begin, end, 1) as index:
         running = builder.phi(total.type)
@@ -203,7 +191,7 @@ def _fold_rows(
 
 @contextmanager
 def _counting(builder: ir.IRBuilder, begin: Any, end: Any, step: int) -> Iterator[Any]:
-    """A loop in one block; yields its index, which runs from `begin` to `end` exclusive."""
+    """Build a loop in one block; yield its index, which runs from `begin` to `end` exclusive."""
     before = builder.block
     body, after = builder.append_basic_block("body"), builder.append_basic_block("after")
     builder.cbranch(builder.icmp_signed("<", begin, end), body, after)
@@ -218,7 +206,7 @@ def _counting(builder: ir.IRBuilder, begin: Any, end: Any, step: int) -> Iterato
 
 
 def _pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, index: Any) -> Any:
-    """Where value number `index` of a contiguous array lies."""
+    """Return a pointer to the value at `index` of a contiguous array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
@@ -228,7 +216,7 @@ def _vector(builder: ir.IRBuilder, pointer: Any, kind: ir.VectorType) -> Any:
 
 def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
     value = builder.load(pointer)
-    value.align = 2  # of a single weight; processors load unaligned vectors as fast where they are aligned after all
+    value.align = 2  # that of a single weight; processors load it as fast if it is aligned after all
     return value
 
 
@@ -250,12 +238,12 @@ def _number(value: int) -> ir.Constant:
 
 @njit(nogil=True, forceinline=True, error_model="numpy")
 def _last_arrival(last: Any, window: Any, size: Any) -> int:
-    """Step after which no spike comes from the part of the map (top, bottom, left, right) any more."""
+    """Return the step after which no spike comes from a window of the map (top, bottom, left, right)."""
     top, bottom, left, right = window
     arrival = 0
     for y in range(top, bottom):
-        for place in range(y * size + left, y * size + right):
-            arrival = max(arrival, last[place])
+        for position in range(y * size + left, y * size + right):
+            arrival = max(arrival, last[position])
     return arrival
 
 
@@ -263,9 +251,9 @@ def _last_arrival(last: Any, window: Any, size: Any) -> int:
 def _gather(
     rows: Any, total: Any, spikes: Any, bounds: Any, window: Any, size: Any, y: Any, row_size: Any, shift: Any
 ) -> Any:
-    """Appends the rows of weights that the spikes of a step and sign stand for; returns how many rows there are now.
+    """Append the rows of weights that the spikes of a step and sign select; return the number of rows so far.
 
-    The spikes of a row of the window stand together, and all belong to the same row of the kernel, which begins at y.
+    The spikes of a row of the window are consecutive, and all select the same row of the kernel, which begins at y.
     """
     top, bottom, left, right = window
     for source_y in range(top, bottom):
@@ -289,7 +277,7 @@ def _add_all(
     backwards: Any,
     wide: Any,
 ) -> None:
-    """Adds the first `added` rows to one tile, or two, and subtracts the rest, as many at once as 16 bits hold."""
+    """Add the first `added` rows to one tile, or two, and subtract the rest, as many at once as 16 bits hold."""
     groups = (total + most_rows - 1) // most_rows
     for group in range(groups):
         first = most_rows * (groups - 1 - group if backwards else group)
@@ -302,113 +290,85 @@ def _add_all(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def advance_layer(
-    images: Any,
-    membrane: Any,
-    net_spikes: Any,
-    threshold: Any,
-    half_threshold: Any,
-    weights: Any,
-    geometry: Any,
-    spikes: Any,
-    bounds: Any,
-    last: Any,
-    allowed: Any,
-    masks: Any,
-    used: Any,
-    restless: Any,
-    beyond: Any,
-) -> int:
-    """Runs a layer of n images through all steps of a chunk, since its whole input is known by then.
+def advance_layer(images: Any, state: Any, layer: Any, spikes: Any, masks: Any, used: Any, unsettled: Any) -> int:
+    """Run a layer of n images through all steps of a chunk, since its whole input is known by then.
 
     The loops run block by block of output channels, whose weights stay in the second-level cache, then image by
-    image, place by place and step by step, so that a place's membranes stay in the first-level cache until it is
-    done. A place is done when no further spike reaches it and all its neurons are at rest.
+    image, position by position and step by step, so that the membranes of a position stay in the first-level cache.
+    A position is done when no further spike reaches it and all its neurons are settled.
 
     Args:
-        images: int64 [n]: which images of the batch to run.
-        membrane: U of the batch, int32 [batch, places, channels], changed in place; channels are a multiple of 64.
-        net_spikes: N, likewise.
-        threshold: theta, int32 [channels].
-        half_threshold: h, int32 [channels].
-        weights: int16 [values]: for each block of `width` channels, row by row and column by column of the kernel,
-            a row of `width` weights for each channel in.
-        geometry: int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding, width, and
-            how many rows may be summed in 16 bits.
-        spikes: the spikes in, int32 [spikes + MARGIN], from `list_spikes` with a scale of `width`.
-        bounds: where they stand, int32 [n, 2 steps, places in + 1].
-        last: int32 [n, places in]: step after which a place sends no further spikes.
-        allowed: int64 [n]: steps of the chunk that an image may run.
-        masks: uint64 [n, steps, places, channels / 64, 2]: gets the spikes, a bit each, positive ones first.
-        used: int32 [n, places, blocks]: gets how many steps of the masks are meant.
-        restless: uint8 [n, steps]: set to 1 after whose step a neuron was not at rest.
-        beyond: int64 [n]: lowered to the first step with a membrane that leaves 31 bits.
+        images: int64 [n], indices of the images in the batch.
+        state: of the batch, changed in place: U and N, int32 [batch, positions, channels]; channels are a multiple
+            of 64.
+        layer: theta and h, int32 [channels]; weights, int16 [values]: for each block of `width` channels, row by row
+            and column by column of the kernel, a row of `width` weights for each channel in; geometry, int64 [8]:
+            channels in, side of the map in, side of the map out, kernel, stride, padding, width, and the number of
+            rows that may be summed in 16 bits.
+        spikes: input, as `list_spikes` fills it in with a scale of `width`: the spikes, their bounds and last steps.
+        masks: uint64 [n, steps, positions, channels / 64, 2], filled in: the spikes, a bit each, positive ones first.
+        used: int32 [n, positions, blocks], filled in: number of steps whose masks are valid; no spikes follow.
+        unsettled: uint8 [n, steps], set to 1 where a neuron was not settled after a step.
 
     Returns:
-        The number of spikes out.
+        The number of spikes, or -1 as soon as a membrane reaches 2^30.
     """
+    membrane, net_spikes = state
+    threshold, half_threshold, weights, geometry = layer
+    listed, bounds, last = spikes
     channels_in, size_in, size_out, kernel, stride, padding, width, most_rows = geometry
-    _, places, lanes = membrane.shape
-    tiles, blocks = width // LANES, lanes // width
-    block_size = kernel * kernel * channels_in * width
+    _, positions, lanes = membrane.shape
+    tiles, blocks, steps = width // LANES, lanes // width, masks.shape[1]
+    wide = tiles % 2 == 0
+    row_size = kernel * channels_in * width
     rows = np.empty(kernel * kernel * channels_in + MARGIN, np.int32)
     fired = 0
     for block in range(blocks):
-        block_weights = weights[block * block_size : (block + 1) * block_size]
+        block_weights = weights[block * kernel * row_size : (block + 1) * kernel * row_size]
         for image in range(len(images)):
-            for place in range(places):
-                # The part of the map in under the kernel: rows top to bottom, columns left to right.
-                y, x = (place // size_out) * stride - padding, (place % size_out) * stride - padding
+            for position in range(positions):
+                # The window of the map in under the kernel: rows top to bottom, columns left to right.
+                y, x = (position // size_out) * stride - padding, (position % size_out) * stride - padding
                 top, bottom = max(y, 0), min(y + kernel, size_in)
                 left, right = max(x, 0), min(x + kernel, size_in)
                 window = (top, bottom, left, right)
                 horizon = _last_arrival(last[image], window, size_in) if channels_in > 0 else 0
-                resting, step = False, 0
-                while step < allowed[image] and (step < horizon or not resting):
+                settled, step = False, 0
+                while step < steps and (step < horizon or not settled):
                     total, added = 0, 0
                     if step < horizon:
                         shift = -x * channels_in * width
-                        source_rows = bounds[image, 2 * step : 2 * step + 2]
-                        row_size = kernel * channels_in * width
-                        added = _gather(rows, 0, spikes, source_rows[0], window, size_in, y, row_size, shift)
-                        total = _gather(rows, added, spikes, source_rows[1], window, size_in, y, row_size, shift)
-                    word = 2 * (((image * masks.shape[1] + step) * places + place) * masks.shape[3] + block * tiles)
-                    if total == 0 and resting:
+                        positive, negative = bounds[image, 2 * step], bounds[image, 2 * step + 1]
+                        added = _gather(rows, 0, listed, positive, window, size_in, y, row_size, shift)
+                        total = _gather(rows, added, listed, negative, window, size_in, y, row_size, shift)
+                    if total == 0 and settled:
                         for tile in range(block * tiles, (block + 1) * tiles):
-                            masks[image, step, place, tile, 0] = 0
-                            masks[image, step, place, tile, 1] = 0
+                            masks[image, step, position, tile, 0] = 0
+                            masks[image, step, position, tile, 1] = 0
                         step += 1
                         continue
+                    word = 2 * (((image * steps + step) * positions + position) * masks.shape[3] + block * tiles)
                     flags = 0
+                    # Every other step backwards: the rows that the step before used last are still near.
+                    backwards = step % 2 == 1
                     for tile in range(tiles):
-                        channel = block * width + tile * LANES
-                        start = (images[image] * places + place) * lanes + channel
-                        if tiles % 2 == 1 or tile % 2 == 0:
-                            # Every other step backwards: the rows of the step before that came last are the nearest.
-                            backwards, wide = step % 2 == 1, tiles % 2 == 0
+                        lane = tile * LANES
+                        channel = block * width + lane
+                        start = (images[image] * positions + position) * lanes + channel
+                        if not wide or tile % 2 == 0:
                             _add_all(
-                                membrane,
-                                start,
-                                block_weights,
-                                tile * LANES,
-                                rows,
-                                added,
-                                total,
-                                most_rows,
-                                backwards,
-                                wide,
+                                membrane, start, block_weights, lane, rows, added, total, most_rows, backwards, wide
                             )
                         result = fire(
                             membrane, net_spikes, start, threshold, half_threshold, channel, masks, word + 2 * tile
                         )
                         flags |= result
                         fired += result >> 2
-                    resting = flags & 1 == 0
-                    if not resting:
-                        restless[image, step] = 1
-                    step += 1
                     if flags & 2:
-                        beyond[image] = min(beyond[image], step - 1)
-                        break
-                used[image, place, block] = step
+                        return -1
+                    settled = flags & 1 == 0
+                    if not settled:
+                        unsettled[image, step] = 1
+                    step += 1
+                used[image, position, block] = step
     return fired

@@ -9,21 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantspike.architecture import Architecture
 from quantspike.errors import QuantspikeError
 from quantspike.files import write_csv, write_json, write_text
+from quantspike.networks.architecture import Architecture
 from quantspike.params import Simulate
-from quantspike.simulation.recording import Integers
-from quantspike.simulation.trace import Trace
-
-CURVE_COLUMNS = ("step", "accuracy", "positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
-LAYER_COLUMNS = ("step", "layer", "neurons", "positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
+from quantspike.simulation.trace import Integers, Trace
 
 Columns = dict[str, list[Any]]
 
 
 def curves(trace: Trace, labels: Integers) -> Columns:
-    """One row per step: accuracy and settled as shares, counts cumulative and averaged per image.
+    """Return one row per step, for simulate.csv: shares of the images, and cumulative counts per image.
 
     Args:
         trace: N images over T steps.
@@ -41,7 +37,7 @@ def curves(trace: Trace, labels: Integers) -> Columns:
 
 
 def layer_curves(trace: Trace, architecture: Architecture) -> Columns:
-    """The same per layer, counted from 1; SOPs are booked to the layer whose spikes cause them."""
+    """Return one row per step and layer, for simulate_layers.csv; SOPs belong to the layer whose spikes cause them."""
     layers = len(architecture.layers)
     return {
         "step": np.repeat(np.arange(1, trace.steps + 1), layers).tolist(),
@@ -56,13 +52,13 @@ def layer_curves(trace: Trace, architecture: Architecture) -> Columns:
 
 
 def stable_step(accuracy: NDArray[np.float64]) -> int:
-    """First step, from 1, from which the accuracy no longer changes: the published "Time Steps"."""
+    """Return the first step, from 1, after which the accuracy no longer changes: the published "Time Steps"."""
     changes = np.flatnonzero(accuracy != accuracy[-1])
     return int(changes[-1]) + 2 if len(changes) else 1
 
 
 def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[str, Any]:
-    """The values at step T and what was found at rest, for snn.json.
+    """Return the values at step T and of the settled network, for simulate.json.
 
     Args:
         trace: N images over T steps.
@@ -70,10 +66,9 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[st
         ann_predictions: the trained network's classes, int64 [N].
     """
     table = curves(trace, labels)
-    at_rest = trace.settled[-1]
+    settled = trace.settled[-1]
     last = {name: table[name][-1] for name in ("positive_spikes", "negative_spikes", "net_spikes", "synops")}
     return {
-        "simulated": True,
         "images": trace.images,
         "steps": trace.steps,
         "integer_accuracy": float((trace.integer_predictions == labels).mean()),
@@ -81,39 +76,18 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[st
         "ann_agreement": float((trace.integer_predictions == ann_predictions).mean()),
         "differing_predictions": int((trace.final_predictions != trace.integer_predictions).sum()),
         "stable_step": stable_step(np.array(table["accuracy"])),
-        "settled_step": int(trace.settled_step.max()) if at_rest.all() else None,
-        "unsettled": int((~at_rest).sum()),
+        "settled_step": int(trace.settled_step.max()) if settled.all() else None,
+        "unsettled": int((~settled).sum()),
         "largest_counts": trace.largest_counts.tolist(),
         **last,
     }
 
 
-def headline(ann_accuracy: float, found: dict[str, Any]) -> dict[str, float]:
-    """The few numbers that `dvc metrics show` and `diff` compare across chains, for metrics.json.
-
-    Args:
-        ann_accuracy: of the trained network, from 0 to 1.
-        found: what `totals` gives, or `{"simulated": False}`.
-
-    Returns:
-        Accuracies from 0 to 1, spikes of both signs and SOPs per image.
-    """
-    numbers: dict[str, float] = {"ann_accuracy": ann_accuracy}
-    if found["simulated"]:
-        numbers |= {
-            "snn_accuracy": found["accuracy"],
-            "stable_step": found["stable_step"],
-            "spikes": found["positive_spikes"] + found["negative_spikes"],
-            "synops": found["synops"],
-        }
-    return numbers
-
-
 def certificate(trace: Trace, architecture: Architecture, settle_limit: int) -> dict[str, Any]:
-    """The proof, image by image, that the spiking network is the integer network: for certificate.json.
+    """Return the proof that the spiking network is the integer network, for certificate.json.
 
-    `equal` counts images that came to rest with every net count of every layer equal to the integer
-    network's. An image that has not settled is never counted as equal.
+    `equal` counts the settled images whose net counts all equal the integer network's. An image that has not
+    settled is never counted as equal.
     """
     settled = trace.settled_step > 0
     return {
@@ -139,41 +113,24 @@ def write_measures(
     ann_predictions: Integers,
     settings: Simulate,
 ) -> None:
-    """Writes everything that was measured, the certificate included, into a chain's metrics folder.
+    """Write all measures and the certificate into a run's metrics folder.
 
     Args:
-        folder: where snn.csv, layers.csv, snn.json, certificate.json and metrics.json go.
+        folder: where simulate.csv, simulate_layers.csv, simulate.json and certificate.json go.
         trace: N images over T steps.
         architecture: the network's layers.
         labels: int64 [N].
         ann_predictions: the trained network's classes, int64 [N].
-        settings: what the trace was made with.
+        settings: of the simulation.
     """
-    write_csv(folder / "snn.csv", curves(trace, labels))
-    write_csv(folder / "layers.csv", layer_curves(trace, architecture))
+    write_csv(folder / "simulate.csv", curves(trace, labels))
+    write_csv(folder / "simulate_layers.csv", layer_curves(trace, architecture))
+    write_json(folder / "simulate.json", totals(trace, labels, ann_predictions))
     write_json(folder / "certificate.json", certificate(trace, architecture, settings.settle_limit))
-    found = totals(trace, labels, ann_predictions)
-    write_json(folder / "snn.json", found)
-    write_json(folder / "metrics.json", headline(float((ann_predictions == labels).mean()), found))
-
-
-def write_no_measures(folder: Path, ann_accuracy: float) -> None:
-    """Writes the same files for a network without spikes: tables without rows, `simulated` false.
-
-    Args:
-        folder: as above.
-        ann_accuracy: of the trained network, from 0 to 1.
-    """
-    write_csv(folder / "snn.csv", {name: [] for name in CURVE_COLUMNS})
-    write_csv(folder / "layers.csv", {name: [] for name in LAYER_COLUMNS})
-    nothing = {"simulated": False}
-    write_json(folder / "certificate.json", nothing)
-    write_json(folder / "snn.json", nothing)
-    write_json(folder / "metrics.json", headline(ann_accuracy, nothing))
 
 
 def write_logs(folder: Path, trace: Trace, labels: Integers, log_batch: int) -> None:
-    """Writes the published log format: one number per line, for each batch in turn one line per step.
+    """Write the published log format: one number per line, for each batch in turn one line per step.
 
     Within a batch: images classified correctly at that step, cumulative spikes, cumulative net
     spikes, cumulative SOPs.
@@ -197,28 +154,28 @@ def write_logs(folder: Path, trace: Trace, labels: Integers, log_batch: int) -> 
 
 
 def verdict(trace: Trace) -> str:
-    """One sentence for the terminal."""
+    """Return the result in one sentence, for the terminal."""
     settled = trace.settled_step > 0
-    waiting = f"{int((~settled).sum())} of {trace.images} images had not come to rest by the settling limit"
+    unsettled = f"{int((~settled).sum())} of {trace.images} images had not settled by the settling limit"
     if not settled.any():
-        return waiting
+        return unsettled
     equal = int(settled.sum()) - trace.mismatching_images
     text = (
-        f"{equal} of {trace.images} images came to rest by step {trace.settled_step.max()}, "
+        f"{equal} of {trace.images} images settled by step {trace.settled_step.max()}, "
         "equal to the integer network in every net count"
     )
-    return text if settled.all() else f"{text}; {waiting}"
+    return text if settled.all() else f"{text}; {unsettled}"
 
 
 def check_proved(trace: Trace) -> None:
-    """Makes a simulation fail that did not give the integer network's counts.
+    """Check that every settled image has the integer network's counts.
 
     Raises:
-        QuantspikeError: an image came to rest on other counts; the first neuron is named.
+        QuantspikeError: an image settled on other counts; the first neuron is named.
     """
     if wrong := trace.first_mismatch:
         raise QuantspikeError(
-            f"{trace.mismatching_images} images came to rest on counts that are not the integer network's, first "
+            f"{trace.mismatching_images} images settled on counts that are not the integer network's, first "
             f"image {wrong.image}, layer {wrong.layer}, channel {wrong.channel}, y {wrong.y}, x {wrong.x}: "
             f"{wrong.spiking} as spikes, {wrong.integer} in the integer network; certificate.json holds the details. "
             "This is a defect of the program or of the machine's arithmetic: please report it"

@@ -1,4 +1,4 @@
-"""The neuron that may take a spike back."""
+"""The neuron with positive and negative spikes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class NeuronParameters:
-    """What does not change: int32, broadcastable to the layer's [N, C, H, W].
+    """Constants of neurons: int32, broadcastable to the layer's [N, C, H, W].
 
     Attributes:
         threshold: theta, even.
@@ -23,7 +23,7 @@ class NeuronParameters:
 
 @dataclass(frozen=True, eq=False)
 class NeuronState:
-    """What changes from step to step: int32 [N, C, H, W].
+    """State of neurons: int32 [N, C, H, W].
 
     Attributes:
         membrane: U, the bias and all input so far.
@@ -35,12 +35,12 @@ class NeuronState:
 
 
 def fire(parameters: NeuronParameters, state: NeuronState) -> tuple[Tensor, NeuronState, Tensor]:
-    """One step of every neuron, after its input was added to the membrane.
+    """Advance every neuron by one step, after its input was added to the membrane.
 
         d = max(0, U + h) - theta N
         s = +1 if d >= theta;  -1 if d < 0;  0 otherwise          N <- N + s
 
-    A negative spike takes back one that was fired on partial evidence. A neuron is at rest if
+    A negative spike takes back one that was fired on partial evidence. A neuron is settled if
     0 <= d < theta holds for the new N: then N is what the integer network computes for this U.
 
     Args:
@@ -48,12 +48,12 @@ def fire(parameters: NeuronParameters, state: NeuronState) -> tuple[Tensor, Neur
         state: U with this step's input, and N.
 
     Returns:
-        The spikes, int8 in {-1, 0, 1}; the new state, whose membrane is the one given; and whether each
-        neuron is at rest now, bool.
+        The spikes, int8 in {-1, 0, 1}; the new state, with the same membrane; and whether each neuron
+        is settled now, bool.
     """
     excess = (state.membrane + parameters.half_threshold).clamp_(min=0)
     excess -= parameters.threshold * state.net_spikes
     spikes = (excess >= parameters.threshold).to(torch.int8) - (excess < 0).to(torch.int8)
     excess -= parameters.threshold * spikes
-    at_rest = (excess >= 0) & (excess < parameters.threshold)
-    return spikes, NeuronState(state.membrane, state.net_spikes + spikes), at_rest
+    settled = (excess >= 0) & (excess < parameters.threshold)
+    return spikes, NeuronState(state.membrane, state.net_spikes + spikes), settled

@@ -1,6 +1,6 @@
-"""The rule of the spiking network written down as it stands: NumPy, 64 bits, every step of every layer and image.
+"""The rule of the spiking network, written out: NumPy, 64 bits, every step of every layer and image.
 
-Nothing is skipped or dropped, so this is what the other engines are compared with; for small inputs only.
+Nothing is skipped, so the other engines are compared with this one; for small inputs only.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from quantspike.architecture import Layer
-from quantspike.integer import MEMBRANE_LIMIT, IntegerNetwork, membrane_error
-from quantspike.simulation.recording import Integers, Recording
+from quantspike.conversion.integer import MEMBRANE_LIMIT, IntegerNetwork, membrane_error
+from quantspike.networks.architecture import Layer
+from quantspike.simulation.trace import Integers, Recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class _Layer:
 
 
 class ReferenceEngine:
-    """Runs batches of one network, slowly; keeps nothing between batches."""
+    """Run batches of one network, slowly; no state is kept between batches."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self._classifier = network.classifier.numpy().astype(np.int64)
@@ -41,7 +41,7 @@ class ReferenceEngine:
         ]
 
     def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
-        """Runs a batch until every image is at rest, and for all T steps at least; see `Engine`."""
+        """Run a batch until every image is settled, and for all T steps at least; see `Engine`."""
         n = len(input_current)
         sizes = [(n, layer.shape.out_channels, layer.shape.out_size, layer.shape.out_size) for layer in self._layers]
         recording = Recording.blank(steps, [torch.zeros(size, dtype=torch.int64) for size in sizes])
@@ -49,7 +49,7 @@ class ReferenceEngine:
         membranes = [layer.bias + np.zeros(size, np.int64) for layer, size in zip(self._layers, sizes, strict=True)]
         membranes[0] += input_current.numpy()
         for step in range(1, settle_limit + 1):
-            at_rest = np.ones(n, np.bool_)
+            image_settled = np.ones(n, np.bool_)
             spikes = np.zeros(0, np.int64)
             for index, layer in enumerate(self._layers):
                 if index > 0:
@@ -57,23 +57,23 @@ class ReferenceEngine:
                 _check(membranes[index], index, first)
                 spikes = _rule(membranes[index], net_spikes[index], layer.threshold)
                 net_spikes[index] += spikes
-                resting = (_rule(membranes[index], net_spikes[index], layer.threshold) == 0).all(axis=(1, 2, 3))
-                at_rest &= resting
+                settled = (_rule(membranes[index], net_spikes[index], layer.threshold) == 0).all(axis=(1, 2, 3))
+                image_settled &= settled
                 if step <= steps:
                     recording.positive[step - 1, index] = (spikes == 1).sum(axis=(1, 2, 3))
                     recording.negative[step - 1, index] = (spikes == -1).sum(axis=(1, 2, 3))
                     recording.synops[step - 1, index] = self._reached(spikes, index)
-                    recording.at_rest[step - 1, index] = resting
+                    recording.settled[step - 1, index] = settled
             if step <= steps:
                 logits = net_spikes[-1].reshape(n, -1) @ self._classifier.T
                 recording.predictions[step - 1] = logits.argmax(axis=1)
-            recording.settled_step[at_rest & (recording.settled_step == 0)] = step
-            if at_rest.all() and step >= steps:
+            recording.settled_step[image_settled & (recording.settled_step == 0)] = step
+            if image_settled.all() and step >= steps:
                 break
         return recording
 
     def _reached(self, spikes: Integers, index: int) -> Integers:
-        """Synapses that spikes of layer `index` reach, by image: those of the next layer, or one per class at last."""
+        """Count the synapses that spikes of layer `index` reach, by image; the last layer reaches the classes."""
         fired = np.abs(spikes)
         if index + 1 == len(self._layers):
             by_class: Integers = fired.sum(axis=(1, 2, 3)) * len(self._classifier)
@@ -97,12 +97,12 @@ def _drive(spikes: Integers, weight: Integers, shape: Layer) -> Integers:
 
 
 def _windows(values: Integers, shape: Layer) -> Integers:
-    """What each place of the layer sees: [n, in, H, W] -> [n, in, H', W', kernel, kernel]."""
-    rim = (shape.padding, shape.padding)
-    padded = np.pad(values, ((0, 0), (0, 0), rim, rim))
+    """Return the input of each position of the layer: [n, in, H, W] -> [n, in, H', W', kernel, kernel]."""
+    border = (shape.padding, shape.padding)
+    padded = np.pad(values, ((0, 0), (0, 0), border, border))
     windows = sliding_window_view(padded, (shape.kernel, shape.kernel), axis=(2, 3))
-    seen: Integers = windows[:, :, :: shape.stride, :: shape.stride]
-    return seen
+    strided: Integers = windows[:, :, :: shape.stride, :: shape.stride]
+    return strided
 
 
 def _check(membranes: Integers, layer: int, first: int) -> None:

@@ -1,44 +1,103 @@
-"""Images through the spiking network: batch by batch, and each one compared with the integer network."""
+"""Choose an engine and run images through the spiking network, each compared with the integer network."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quantspike.distributed import Group
+from quantspike.conversion.integer import IntegerNetwork
+from quantspike.distributed import Group, resolve_device
 from quantspike.errors import QuantspikeError
-from quantspike.integer import IntegerNetwork
 from quantspike.params import Simulate
-from quantspike.simulation.engines import new_engine
-from quantspike.simulation.recording import Integers, Recording
-from quantspike.simulation.trace import Mismatch, Trace, concatenate
+from quantspike.simulation.dense import DenseEngine
+from quantspike.simulation.reference import ReferenceEngine
+from quantspike.simulation.trace import Integers, Mismatch, Recording, Trace, concatenate
 
 COMPARED_AT_ONCE = 25
-"""Images whose integer network is computed together: enough for speed, and few enough for little memory."""
+"""Images whose integer network is computed together: enough for speed, few enough for memory."""
+
+_CPU_ONLY = ("reference", "events")
+
+
+class Engine(Protocol):
+    """Runs batches of one network; no state is kept between batches. All engines give the same integers."""
+
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+        """Run a batch until every image is settled, for `settle_limit` steps at most.
+
+        Args:
+            input_current: int64 [n, out, size, size] of the encoding layer, of at least one image.
+            steps: T, the number of steps that are recorded.
+            settle_limit: step after which an image that has not settled is given up, T or more.
+            first: number of the batch's first image in the whole set, for messages.
+
+        Raises:
+            QuantspikeError: a membrane reaches 2^30.
+        """
+        ...
+
+
+def engine_device(engine: str, device: str) -> torch.device:
+    """Return the device for an engine; `auto` means the CPU for an engine that runs only there.
+
+    Args:
+        engine: `simulate.engine` in params.yaml.
+        device: `device` in params.yaml.
+
+    Raises:
+        QuantspikeError: the engine does not run on the named device, or the device does not exist.
+    """
+    if engine in _CPU_ONLY:
+        _check_cpu(engine, device)
+        return torch.device("cpu")
+    return resolve_device(device)
+
+
+def new_engine(name: str, network: IntegerNetwork, device: torch.device) -> Engine:
+    """Return the named engine for a network.
+
+    `auto` takes `dense` on a GPU and `events` on a CPU, unless the network's sums need more than the 32 bits of
+    `events`.
+
+    Raises:
+        QuantspikeError: the engine does not run on the device, or the network does not fit it.
+    """
+    if name in _CPU_ONLY:
+        _check_cpu(name, str(device))
+    if name == "reference":
+        return ReferenceEngine(network)
+    if name == "dense" or device.type != "cpu":
+        return DenseEngine(network, device)
+    # Numba takes a second to import: only this engine pays for it.
+    from quantspike.simulation.events import EventEngine, fits
+
+    if name == "auto" and not fits(network):
+        return DenseEngine(network, device)
+    return EventEngine(network)
 
 
 def simulate(
     network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device, first: int = 0
 ) -> Trace:
-    """Simulates images for T steps and runs those that are not at rest on, up to the settling limit.
+    """Simulate images for T steps, and those that have not settled on up to the settling limit.
 
-    An image at rest is given no further work, since nothing changes in it any more; the trace is the one that all
-    the steps would have given. Its net counts are compared with the integer network's, neuron by neuron.
+    Once an image is settled nothing changes in it any more, so engines may stop there; the trace is the one that
+    all steps would give. Its net counts are compared with the integer network's, neuron by neuron.
 
     Args:
         network: the converted network.
         images: uint8 [N, C, H, W], as stored.
-        settings: `engine` is one of ENGINES; `steps` is T, the length of the curves; after `settle_limit`
-            steps an image is given up as not settling; `batch_size` images are simulated together, which
-            changes nothing but speed and memory.
+        settings: `steps` is T; `batch_size` changes speed and memory only.
         device: where the simulation runs.
         first: number of the first image in the whole set, for messages.
 
     Raises:
-        QuantspikeError: there are no images, they do not fit the network, the machine lacks the engine, or a
-            membrane would leave 31 bits; of several membranes one of the first batch with any is named.
+        QuantspikeError: there are no images, they do not fit the network, the engine does not run on the device, or
+            a membrane reaches 2^30; of several membranes one of the first batch with any is named.
     """
     if len(images) == 0:
         raise QuantspikeError("there are no images to simulate")
@@ -46,7 +105,7 @@ def simulate(
     traces = []
     with torch.inference_mode():
         batches = torch.split(images, settings.batch_size)
-        # Of several processes one shows how far it has come.
+        # Of several processes, the first shows its progress.
         hidden = True if first > 0 else None
         for part in tqdm(batches, desc="simulate", unit="batch", leave=False, disable=hidden):
             current = network.input_current(part)
@@ -59,46 +118,54 @@ def simulate(
 def simulate_shared(
     network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device, group: Group
 ) -> Trace | None:
-    """Shares the images between processes; the trace is the one that a single process would give.
+    """Simulate on several processes, each with its shard of the images; the trace is that of a single process.
 
     Args:
-        network: as for `simulate`, like the arguments that follow.
+        network: the converted network.
         images: all of them, in every process.
         settings: the same in every process.
-        device: where the simulation runs; processes without a GPU of their own by number take one each.
+        device: where the simulation runs; unless it has a number, each process of a machine takes a GPU of its own.
         group: the processes.
 
     Returns:
         The whole trace in the first process, None in the others.
 
     Raises:
-        QuantspikeError: in the first process, what `simulate` raised in any of them, the first share first.
+        QuantspikeError: in the first process, what `simulate` raised in any of them, the first shard first.
     """
-    share = group.share(len(images))
+    shard = group.shard(len(images))
     part: Trace | QuantspikeError | None = None
-    if len(images) == 0 or share.start < share.stop:
+    if len(images) == 0 or shard.start < shard.stop:
         try:
-            part = simulate(network, images[share], settings, group.own_device(device), share.start)
+            part = simulate(network, images[shard], settings, group.own_device(device), shard.start)
         except QuantspikeError as error:
-            # The first process waits for every part, so that none may stay away.
+            # The first process waits for every part, so an error is sent too.
             part = error
     parts = group.gather(part)
     if parts is None:
         return None
-    for found in parts:
-        if isinstance(found, QuantspikeError):
-            raise found
-    return concatenate([found for found in parts if isinstance(found, Trace)])
+    for result in parts:
+        if isinstance(result, QuantspikeError):
+            raise result
+    return concatenate([result for result in parts if isinstance(result, Trace)])
+
+
+def _check_cpu(engine: str, device: str) -> None:
+    if device.startswith("cuda"):
+        raise QuantspikeError(
+            f"simulate.engine is {engine!r}, which runs on the CPU only, but device is {device!r}; "
+            "set device to cpu or auto, or the engine to dense or auto"
+        )
 
 
 def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first: int) -> Trace:
-    """What is reported of a batch, the comparison with the integer network included."""
-    proof = _Proof(first)
+    """Sum up the recording of a batch and compare it with the integer network."""
+    comparison = _Comparison(first)
     integer_predictions, largest_counts = [], []
     for start in range(0, len(current), COMPARED_AT_ONCE):
         some = slice(start, start + COMPARED_AT_ONCE)
         expected = network.settled_counts(current[some], first + start)
-        proof.compare([counts[some] for counts in recording.net_spikes], expected, recording.settled_step[some], start)
+        comparison.add([counts[some] for counts in recording.net_spikes], expected, recording.settled_step[some], start)
         integer_predictions.append(network.logits(expected[-1]).argmax(dim=1).numpy())
         largest_counts.append([int(counts.max()) for counts in expected])
     positive, negative, synops = (
@@ -112,29 +179,29 @@ def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first
         layer_positive=positive.sum(axis=2),
         layer_negative=negative.sum(axis=2),
         layer_synops=synops.sum(axis=2),
-        layer_settled=recording.at_rest.sum(axis=2, dtype=np.int64),
+        layer_settled=recording.settled.sum(axis=2, dtype=np.int64),
         settled_step=recording.settled_step,
         final_predictions=network.logits(recording.net_spikes[-1]).argmax(dim=1).numpy(),
         integer_predictions=np.concatenate(integer_predictions),
         largest_counts=np.max(largest_counts, axis=0),
-        mismatching_images=proof.mismatching,
-        first_mismatch=proof.first_mismatch,
+        mismatching_images=comparison.mismatching,
+        first_mismatch=comparison.first_mismatch,
     )
 
 
-class _Proof:
-    """Images at rest on other counts than the integer network's: how many, and the first neuron of the first."""
+class _Comparison:
+    """Settled images whose counts are not the integer network's: how many, and the first neuron of the first."""
 
     def __init__(self, first: int) -> None:
         self._first = first
         self.mismatching = 0
         self.first_mismatch: Mismatch | None = None
 
-    def compare(self, found: list[Tensor], expected: list[Tensor], settled_step: Integers, start: int) -> None:
-        """Compares some images of a batch, which begin at number `start` in it, layer by layer."""
+    def add(self, actual: list[Tensor], expected: list[Tensor], settled_step: Integers, start: int) -> None:
+        """Compare some images of a batch, from index `start` on, layer by layer."""
         settled = torch.from_numpy(settled_step > 0)
         wrong = torch.zeros_like(settled)
-        for layer, (spiking, integer) in enumerate(zip(found, expected, strict=True)):
+        for layer, (spiking, integer) in enumerate(zip(actual, expected, strict=True)):
             wrong_here = (spiking != integer).any(dim=(1, 2, 3)) & settled
             for image in wrong_here.nonzero().flatten()[:1].tolist():
                 channel, y, x = (spiking[image] != integer[image]).nonzero()[0].tolist()

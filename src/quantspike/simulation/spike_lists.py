@@ -1,6 +1,6 @@
-"""From the masks in which neurons fire to lists of spikes, and to what the last layer's spikes say of the class.
+"""From the masks in which neurons fire to lists of spikes, and from the last layer's spikes to the class.
 
-As in `event_kernels`, all that is compiled stands in this file.
+As `event_kernels`, this file imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BITS = 64
 
 
 def _lowest_bit(typing_context: Any, mask: Any) -> tuple[Any, Callable[..., Any]]:
-    """Position of the lowest bit that is set in a uint64 other than 0."""
+    """Return the position of the lowest bit that is set in a uint64 other than 0."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -31,40 +31,30 @@ lowest_bit: Any = intrinsic(_lowest_bit)
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def list_spikes(
-    masks: Any,
-    used: Any,
-    size: Any,
-    channels: Any,
-    scale: Any,
-    fan_out: Any,
-    spikes: Any,
-    bounds: Any,
-    last: Any,
-    positive: Any,
-    negative: Any,
-    synops: Any,
+    masks: Any, used: Any, size: Any, channels: Any, scale: Any, fan_out: Any, spikes: Any, counts: Any
 ) -> None:
-    """Lists and counts the spikes of a layer by step, sign and place, so that those of a row of places stand together.
+    """List and count the spikes of a layer by step, sign and position, so that those of a row of the map follow.
 
-    A spike of channel c in column x is written as (x channels + c) scale: the next layer only has to add where its
+    A spike of channel c in column x is written as (x channels + c) scale: the next layer only adds where its
     kernel begins.
 
     Args:
-        masks: from `advance_layer`, uint64 [n, steps, places, tiles, 2].
-        used: likewise, int32 [n, places, blocks].
+        masks: from `advance_layer`, uint64 [n, steps, positions, tiles, 2].
+        used: likewise, int32 [n, positions, blocks].
         size: side of the layer's map.
         channels: of the layer.
         scale: weights in a row of the next layer.
-        fan_out: synapses that a spike reaches, by place, int64 [places].
-        spikes: int32 [spikes + MARGIN], filled but for the margin.
-        bounds: int32 [n, 2 span, places + 1], filled: where the positive spikes of step t begin in row 2t, and the
-            negative ones in row 2t + 1, place by place; the last column is where they end.
-        last: int32 [n, places], filled: step after which a place sends no further spikes.
-        positive: int64 [steps, n], filled where there are spikes: their number.
-        negative: likewise.
-        synops: likewise: synapses that the spikes of both signs reach.
+        fan_out: synapses that a spike reaches, by position, int64 [positions].
+        spikes: filled in: the spikes, int32 [spikes + MARGIN]; their bounds, int32 [n, 2 span, positions + 1]: where
+            the positive spikes of step t begin in row 2t, and the negative ones in row 2t + 1, position by position,
+            and in the last column where they end; and int32 [n, positions]: step after which a position sends no
+            further spikes.
+        counts: int64 [3, steps, n], filled in for the span: positive spikes, negative spikes, and synapses that both
+            reach.
     """
-    n, _, places, tiles, _ = masks.shape
+    listed, bounds, last = spikes
+    positive, negative, synops = counts[0], counts[1], counts[2]
+    n, _, positions, tiles, _ = masks.shape
     block_tiles = tiles // used.shape[2]
     cursor = 0
     for image in range(n):
@@ -73,36 +63,36 @@ def list_spikes(
             step, sign = half_step // 2, half_step % 2
             before = cursor
             reached = 0
-            for place in range(places):
+            for position in range(positions):
                 begin = cursor
-                bounds[image, half_step, place] = begin
-                column = (place % size) * channels
+                bounds[image, half_step, position] = begin
+                column = (position % size) * channels
                 for tile in range(tiles):
-                    if step < used[image, place, tile // block_tiles]:
-                        mask = masks[image, step, place, tile, sign]
+                    if step < used[image, position, tile // block_tiles]:
+                        mask = masks[image, step, position, tile, sign]
                         while mask:
-                            spikes[cursor] = (column + tile * _BITS + lowest_bit(mask)) * scale
+                            listed[cursor] = (column + tile * _BITS + lowest_bit(mask)) * scale
                             cursor += 1
                             mask &= mask - np.uint64(1)
                 if cursor > begin:
-                    last[image, place] = step + 1
-                    reached += (cursor - begin) * fan_out[place]
-            bounds[image, half_step, places] = cursor
-            counts = negative if sign else positive
-            counts[step, image] = cursor - before
+                    last[image, position] = step + 1
+                    reached += (cursor - begin) * fan_out[position]
+            bounds[image, half_step, positions] = cursor
+            by_sign = negative if sign else positive
+            by_sign[step, image] = cursor - before
             synops[step, image] += reached
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def classify(spikes: Any, bounds: Any, classifier: Any, logits: Any, predictions: Any) -> None:
-    """Class with the largest logit after each step, the lowest one of equals.
+    """Find the class with the largest logit after each step, the lowest one of equals.
 
     Args:
         spikes: the last layer's, int32 [spikes], from `list_spikes` with a scale of 1: their channels.
         bounds: int32 [n, 2 span, 2].
         classifier: int64 [features, classes].
-        logits: int64 [n, classes], brought up to date.
-        predictions: int64 [steps, n], filled; beyond the span with the last one.
+        logits: int64 [n, classes], updated.
+        predictions: int64 [steps, n], filled in; beyond the span with the last one.
     """
     steps, n = predictions.shape
     for image in range(n):

@@ -1,26 +1,5 @@
-"""MLflow: the only package that knows it. Importing it does not import MLflow; using it does."""
+"""Show runs in MLflow; no other package knows it, and importing these modules does not import it.
 
-from __future__ import annotations
-
-from quantspike.tracking.live import LiveRun
-from quantspike.tracking.models import TrackedModel
-from quantspike.tracking.reconcile import PublishReport, publish, published_views
-from quantspike.tracking.runs import TrackedData, TrackedRun
-from quantspike.tracking.store import TrackingError, enabled, shown_uri, tracking_uri
-from quantspike.tracking.view import OVERVIEW, view_tags
-
-__all__ = [
-    "OVERVIEW",
-    "LiveRun",
-    "PublishReport",
-    "TrackedData",
-    "TrackedModel",
-    "TrackedRun",
-    "TrackingError",
-    "enabled",
-    "publish",
-    "published_views",
-    "shown_uri",
-    "tracking_uri",
-    "view_tags",
-]
+In go the points of a training (`live.LiveRun`) and the results of finished runs (`publish.publish`); out come runs,
+registered networks and ready-made comparisons in an MLflow store.
+"""

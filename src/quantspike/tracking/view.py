@@ -1,7 +1,7 @@
-"""The views that MLflow's page of an experiment can open with: which runs, columns and charts, in which order.
+"""Ready-made comparisons in MLflow's page: which runs, columns and charts it opens with, and in which order.
 
 MLflow keeps such views in tags of the experiment and does not document their format, which was read off a view saved
-by hand in MLflow 3.17.2 and tried in 3.5.0 too. An address that names no view opens the page as usual.
+by hand in MLflow 3.17.2. An address that names no view opens the page as usual.
 """
 
 from __future__ import annotations
@@ -10,29 +10,17 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quantspike.tracking.store import SUPERSEDED
+from quantspike.tracking.store import EXPERIMENT, connect, errors_explained, sqlite_file
 
-_TAG = "mlflow.sharedViewState."
-"""Tags of the experiment that hold views begin so; the rest is the name by which an address refers to one."""
+_TAG = "mlflow.sharedViewState."  # prefix of the tags that hold views; an address names the rest
+_OVERVIEW = "overview"  # the view of all runs
 
-OVERVIEW = "overview"
-"""Name of the view of all runs."""
-
-_CURRENT = f"tags.`{SUPERSEDED}` = 'false'"
-_BY_NAME = "tags.`mlflow.runName`"
 _FIRST = "chosen"
-_SECTIONS = ("final", "snn", "finetune", "train", "pretrain")
-_COLUMNS = (
-    *("params.`k`", "metrics.`final/ann_accuracy`", "metrics.`final/snn_accuracy`", "metrics.`final/stable_step`"),
-    *("metrics.`final/synops`", "metrics.`final/positive_spikes`", "metrics.`final/negative_spikes`"),
-    "attributes.`Dataset`",
-)
-# MLflow's own columns, always there.
-_FIXED_FIRST = ("attributes.`Run Name`", "runDateAndNestInfo")
-_FIXED_LAST = ("duration",)
-_COLUMN_WIDTH = 150
+_SECTIONS = ("final", "snn", "finetune", "train", "baseline", "live")
+_FINALS = ("ann_accuracy", "snn_accuracy", "stable_step", "synops", "positive_spikes", "negative_spikes")
+_COLUMNS = ("params.`k`", *(f"metrics.`final/{name}`" for name in _FINALS), "params.`data.name`")
 
-# Older versions take the view for the whole state of the page, and break where one of these is missing.
+# Older versions take the view for the whole state of the page, and fail where one of these is missing.
 _NOTHING_HIDDEN: dict[str, Any] = {
     **{"runsExpanded": {}, "runsPinned": [], "runsHidden": [], "runsVisibilityMap": {}, "groupsExpanded": {}},
     **{"groupBy": None, "viewMaximized": False, "runListHidden": False, "autoRefreshEnabled": True},
@@ -40,39 +28,49 @@ _NOTHING_HIDDEN: dict[str, Any] = {
 
 
 def view_tags(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Tags of the experiment: a view of all runs, and one for each profile and network.
+    """Return tags of the experiment: a view of all runs, and one for each profile and network.
 
     Args:
         pairs: profile and model.
     """
-    tags = {f"{_TAG}{OVERVIEW}": _view_state("all runs", _CURRENT)}
+    tags = {f"{_TAG}{_OVERVIEW}": _view("all runs", "")}
     for profile, model in dict.fromkeys(pairs):
-        condition = f"{_CURRENT} and tags.profile = '{profile}' and tags.model = '{model}'"
-        tags[f"{_TAG}{profile}-{model}"] = _view_state(f"{profile} {model}", condition)
-    # Version 3.5 guesses the kind otherwise, by a redirection that loses the charts.
+        condition = f"tags.profile = '{profile}' and tags.model = '{model}'"
+        tags[f"{_TAG}{profile}-{model}"] = _view(f"{profile} {model}", condition)
+    # Version 3.5 otherwise guesses the kind, by a redirection that loses the charts.
     return tags | {"mlflow.experimentKind": "custom_model_development"}
 
 
-def view_names(tags: Mapping[str, str]) -> list[str]:
-    """Names of the views in an experiment's tags, that of all runs first."""
-    names = sorted(name.removeprefix(_TAG) for name in tags if name.startswith(_TAG))
-    return sorted(names, key=lambda name: name != OVERVIEW)
+def published_views(uri: str) -> tuple[str, list[str]] | None:
+    """Return the number of the experiment, which its page is found by, and the names of its views, all runs first.
+
+    Before anything is published, return None.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        return None
+    with errors_explained(uri):
+        experiment = connect(uri).get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return None
+    names = sorted(name.removeprefix(_TAG) for name in experiment.tags if name.startswith(_TAG))
+    return str(experiment.experiment_id), sorted(names, key=lambda name: name != _OVERVIEW)
 
 
-def _view_state(name: str, condition: str) -> str:
-    """A view under the name that the menu "Views" shows, of the runs that a search filter lets through."""
-    # MLflow makes further sections of charts by itself, one for each prefix of a metric.
+def _view(name: str, condition: str) -> str:
+    """Return a view of the runs that a search filter accepts, under the name that the menu "Views" shows."""
+    # MLflow adds sections of charts itself, one for each prefix of a metric.
     state = {**_NOTHING_HIDDEN, **_table(condition), **_charts("Accuracy and SOPs")}
     # Versions with a menu of views read `name`, `createdAt` and `state`; older ones read the fields themselves.
     return _compact({**state, "name": name, "createdAt": 0, "updatedAt": 0, "state": _compact(state)})
 
 
 def _table(condition: str) -> dict[str, Any]:
-    order = [*_FIXED_FIRST, *_COLUMNS, *_FIXED_LAST]
     return {
-        **{"searchFilter": condition, "orderByKey": _BY_NAME, "orderByAsc": True},
-        **{"selectedColumns": list(_COLUMNS), "columnOrder": order},
-        "columnWidths": {column: _COLUMN_WIDTH for column in _COLUMNS if column.startswith("metrics.")},
+        **{"searchFilter": condition, "orderByKey": "tags.`mlflow.runName`", "orderByAsc": True},
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", *_COLUMNS, "duration"],
+        "columnWidths": dict.fromkeys(_COLUMNS[1:-1], 150),
     }
 
 
@@ -80,7 +78,7 @@ def _charts(title: str) -> dict[str, Any]:
     charts = [
         _line("snn/accuracy", xAxisScaleType="log"),
         _line("snn/synops"),
-        # No title of one's own is shown: what this chart is, its x axis says.
+        # A title cannot be set; the x axis says what this chart is.
         _line("snn/accuracy", xAxisKey="metric", selectedXAxisMetricKey="snn/synops"),
         {"type": "BAR", "metricKey": "final/snn_accuracy"},
     ]

@@ -1,5 +1,0 @@
-"""`python -m quantspike.logs`."""
-
-from quantspike.logs.command import main
-
-main()

@@ -1,0 +1,145 @@
+"""Layer string to convolutional network, quantized or in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantspike.networks.architecture import Architecture, Layer
+from quantspike.params import Precision
+
+BATCH_NORM_EPS = 1e-5
+
+
+class _RoundToGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, steps_per_unit: float) -> Tensor:
+        # Both factors are powers of two, so only the rounding itself changes a value.
+        return values.mul(steps_per_unit).round_().mul_(1.0 / steps_per_unit)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def quantize(values: Tensor, k: int) -> Tensor:
+    """Round to multiples of 2^-k, ties to even: Q_k(x) = round(2^k x) / 2^k, without an upper clip.
+
+    The gradient is that of the identity (the straight-through estimator of Bengio et al., 2013).
+
+    Args:
+        values: tensor of any shape.
+        k: number of binary places, 0 or more.
+
+    Returns:
+        A tensor of the same shape and type.
+    """
+    rounded: Tensor = _RoundToGrid.apply(values, float(2**k))
+    return rounded
+
+
+class Quantizer(nn.Module):
+    """Q_k as a layer of a network."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, values: Tensor) -> Tensor:
+        return quantize(values, self.k)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}"
+
+
+class Block(nn.Sequential):
+    """Convolution without bias, batch normalization, ReLU and, for an integer k, the quantizer."""
+
+    def __init__(self, layer: Layer, k: Precision) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, bias=False
+        )
+        # torch's momentum 0.1 is a decay of 0.9 for the running averages.
+        self.normalization = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPS, momentum=0.1)
+        self.rectifier = nn.ReLU(inplace=True)
+        if k != "fp32":
+            self.quantizer = Quantizer(k)
+
+
+class QuantizedCNN(nn.Module):
+    """The network of a layer string: blocks, then a linear classifier without bias.
+
+    Neither the image nor the classifier is quantized.
+
+    Attributes:
+        architecture: the layers, with the sizes of their maps.
+        k: binary places of the activations, or `fp32` for none.
+    """
+
+    def __init__(self, architecture: Architecture, k: Precision) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.k = k
+        self.blocks = nn.ModuleList(Block(layer, k) for layer in architecture.layers)
+        self.classifier = nn.Linear(architecture.layers[-1].out_channels, architecture.classes, bias=False)
+        # The layout in which convolutions run fastest. It must not change once an optimizer holds the weights:
+        # fused Adam walks weights and moments in their order in memory.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the class scores of standardized images: [N, C, H, W] float -> [N, classes] float."""
+        activations = images
+        for block in self.blocks:
+            activations = block(activations)
+        return self.classify(activations)
+
+    def activations(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the output of each layer in turn, float [N, channels, H, W], for images as in `forward`."""
+        activations = images
+        for block in self.blocks:
+            activations = block(activations)
+            yield activations
+
+    def classify(self, activations: Tensor) -> Tensor:
+        """Return class scores [N, classes] from the activations of the last layer."""
+        scores: Tensor = self.classifier(activations.flatten(1))
+        return scores
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the convolutions and the classifier, without batch normalization."""
+        # Scales and shifts of batch normalization have one dimension, weights two or four.
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
+
+
+def with_precision(network: QuantizedCNN, k: Precision) -> QuantizedCNN:
+    """Return a network in training mode with the same weights and running averages, and activations of precision k."""
+    result = QuantizedCNN(network.architecture, k)
+    result.load_state_dict(network.state_dict())
+    return result
+
+
+def new_network(architecture: Architecture, k: Precision, seed: int) -> QuantizedCNN:
+    """Return an untrained network on the CPU, with the initial weights of a seed."""
+    network = QuantizedCNN(architecture, k)
+    initialize(network, torch.Generator().manual_seed(seed))
+    return network
+
+
+def initialize(network: QuantizedCNN, generator: torch.Generator) -> None:
+    """Draw the initial weights.
+
+    Convolutions: normal of std 0.02 truncated at two std; classifier: the same with 0.1;
+    batch-norm scales from N(1, 0.002), shifts 0 (Zou et al., 2023).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            std = 0.02 if isinstance(module, nn.Conv2d) else 0.1
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, mean=1.0, std=0.002, generator=generator)
+            nn.init.zeros_(module.bias)

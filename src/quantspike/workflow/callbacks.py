@@ -1,0 +1,130 @@
+"""What happens while a network is trained: progress is shown, the state is saved, and points go to MLflow."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from quantspike.errors import QuantspikeError
+from quantspike.params import TrainingStage
+from quantspike.paths import Run
+from quantspike.training.checkpoints import ResumeStore
+from quantspike.training.loop import Callback, Epoch, Training
+
+if TYPE_CHECKING:
+    from quantspike.tracking.live import LiveRun
+
+
+class Progress(Callback):
+    """Shows a bar on a terminal, and prints a line per epoch."""
+
+    def __init__(self, training: Training) -> None:
+        self._shown = training.group.rank == 0
+        self._epochs = training.settings.epochs
+        self._bar = tqdm(
+            total=self._epochs * training.images,
+            initial=len(training.records) * training.images,
+            unit=" images",
+            smoothing=0.02,
+            leave=False,
+            disable=None if self._shown else True,  # None: unless it is a terminal
+        )
+
+    def on_step_end(self, training: Training) -> None:
+        """Move the bar on."""
+        done = len(training.records) * training.images + training.seen
+        if self._bar.update(done - self._bar.n):  # it was drawn; asking for the loss makes a GPU wait
+            self._bar.set_postfix(loss=f"{training.loss:.3f}", accuracy=f"{training.accuracy:.1%}", refresh=False)
+
+    def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
+        """Print the epoch."""
+        if self._shown:
+            tqdm.write(describe(epoch, self._epochs), file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+def describe(epoch: Epoch, epochs: int) -> str:
+    """Return one epoch, of so many, as a line."""
+    held_out = "" if epoch.validation_accuracy is None else f"  validation {epoch.validation_accuracy:7.2%}"
+    return (
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  train {epoch.train_accuracy:7.2%}{held_out}"
+        f"  test {epoch.test_accuracy:7.2%}"
+    )
+
+
+class SaveState(Callback):
+    """Saves the whole state after each epoch, so that a killed training loses at most the current epoch."""
+
+    def __init__(self, store: ResumeStore) -> None:
+        self._store = store
+
+    def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
+        """Write the state; a full disk is a warning, since training itself can continue."""
+        tensors, records = training.state()
+        if training.group.rank != 0:
+            return
+        try:
+            self._store.save(tensors, records)
+        except QuantspikeError as error:
+            tqdm.write(f"warning: {error}; training continues without this state", file=sys.stderr)
+
+
+class Track(Callback):
+    """Sends points to MLflow: of each epoch, and every few seconds within one."""
+
+    def __init__(self, live: LiveRun, stage: str, epochs_before: int) -> None:
+        self._live, self._stage, self._epochs_before = live, stage, epochs_before
+
+    def on_step_end(self, training: Training) -> None:
+        """Send loss and accuracy of the current epoch so far, if the last point is some seconds old."""
+        if self._live.due():
+            step = training.steps * (self._epochs_before + training.epoch - 1) + training.step
+            self._live.log({"live/loss": training.loss, "live/accuracy": training.accuracy}, step)
+
+    def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
+        """Send the epoch under the names that its published curves have."""
+        values = {name: value for name, value in asdict(epoch).items() if name != "epoch" and value is not None}
+        points = {f"{self._stage}/{name}": value for name, value in values.items()}
+        self._live.log(points, self._epochs_before + epoch.epoch)
+
+
+@contextmanager
+def live_tracking(run: Run, stage: TrainingStage, training: Training, resumed: bool) -> Iterator[list[Callback]]:
+    """Yield a callback that shows the training in MLflow; none where MLflow is not installed or tracking is off.
+
+    Args:
+        run: the run that is trained.
+        stage: `baseline`, `train` or `finetune`.
+        training: the phase, before its first step.
+        resumed: whether it continues from a saved state.
+    """
+    if training.group.rank != 0 or importlib.util.find_spec("mlflow") is None:
+        yield []
+        return
+    from quantspike.workflow.publishing import live_run  # pandas, which training does not need
+
+    settings, index = run.settings, training.settings.phase
+    before = {"baseline": sum(phase.epochs for phase in settings.baseline[:index]), "train": 0}
+    epochs_before = before.get(stage, settings.train.epochs)
+    fresh = epochs_before == 0 and not resumed
+    live = live_run(run, fresh=fresh, tell=lambda text: tqdm.write(text, file=sys.stderr))
+    status = "FAILED"
+    try:
+        yield [] if live is None else [Track(live, stage, epochs_before)]
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if live is not None:
+            live.close(status)

@@ -1,0 +1,230 @@
+"""Training as the stages `baseline`, `train` and `finetune` run it: from where it stands to a network on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantspike.data.dataset import Dataset, load_dataset
+from quantspike.distributed import process_group, resolve_device
+from quantspike.errors import QuantspikeError
+from quantspike.files import absent, file_sha256, write_csv, write_json
+from quantspike.networks.architecture import architecture_of
+from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
+from quantspike.params import Phase, TrainingStage
+from quantspike.paths import Run
+from quantspike.training.augmentation import Augmentation
+from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_adam, save_checkpoint
+from quantspike.training.evaluation import evaluate, hold_out, save_scores, splits
+from quantspike.training.loop import Callback, Epoch, Settings, Training, use_bf16
+from quantspike.training.optimizer import make_adam
+from quantspike.workflow.callbacks import Progress, SaveState, live_tracking
+
+CODE = ("data", "networks", "training")
+"""Packages that can change a training, as this module can; dvc.yaml names the same."""
+
+
+def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
+    """Train the network of a stage, from the latest saved state if there is one, and write it with its curve.
+
+    Under torchrun the processes share every batch, and the first one writes.
+
+    Args:
+        run: the run, a baseline for the stage `baseline`.
+        device: as in params.yaml.
+        stage: `baseline`, `train` or `finetune`.
+
+    Raises:
+        QuantspikeError: an input is absent, damaged or was trained with different settings; a loss or a weight
+            became NaN or infinite; or a file cannot be written.
+    """
+    with process_group() as group:
+        own_device = group.own_device(resolve_device(device))
+        dataset = load_dataset(run.dataset)
+        start = _load_start(run, stage, dataset)
+        network = _start_network(run, start, dataset).to(own_device)
+        optimizer = make_adam(network) if start is None else resume_adam(start, network)
+        images, test = splits(dataset, own_device)
+        images, validation = hold_out(images, run.settings.recipe.validation, run.seed)
+        epochs: list[Epoch] = []
+        stores = []
+        for index, phase in _phases(run, stage):
+            settings = _settings(run, index, phase, own_device)
+            training = Training(network, optimizer, settings, images, test, validation, group)
+            stores.append(resume_store(run, stage, index))
+            epochs += run_phase(training, stores[-1], run, stage)
+        if group.rank == 0:
+            save_checkpoint(run.checkpoint(stage), network, optimizer, _provenance(run, stage, training, start))
+            write_epochs(run.metrics / f"{stage}.csv", epochs)
+            for store in stores:
+                store.keep_last()
+
+
+def run_phase(training: Training, store: ResumeStore, run: Run, stage: TrainingStage) -> list[Epoch]:
+    """Train one phase to its end, from the latest saved state if there is one.
+
+    Raises:
+        KeyboardInterrupt: the work was interrupted; the state after the last complete epoch is kept.
+        QuantspikeError: a loss or a weight became NaN or infinite.
+    """
+    first = training.group.rank == 0
+    state = training.group.broadcast_object(store.load() if first else None)
+    if state is not None:
+        training.restore(*state)
+    if first:
+        _tell_start(training, store)
+    progress = Progress(training)
+    callbacks: list[Callback] = [SaveState(store), progress]  # an epoch that is printed is saved
+    try:
+        with live_tracking(run, stage, training, resumed=state is not None) as live:
+            return training.run([*callbacks, *live])
+    except KeyboardInterrupt:
+        if first:
+            saved = store.saved_epochs()
+            again = f"resumes after epoch {saved}" if saved else "starts again"
+            print(f"stopped in epoch {training.epoch}: the same command {again}", file=sys.stderr)
+        raise
+    finally:
+        progress.close()
+
+
+def evaluate_run(run: Run, device: str, stage: str) -> dict[str, Any]:
+    """Measure the trained network of a run on the test images; write scores and `<stage>.json`, return the latter.
+
+    Raises:
+        QuantspikeError: the network or the images are absent or damaged.
+    """
+    dataset = load_dataset(run.dataset)
+    checkpoint = load_checkpoint(run.network, architecture_of(run, dataset.channels, dataset.classes), run.k)
+    scores, report = evaluate(checkpoint.network.to(resolve_device(device)), dataset)
+    if run.k != "fp32":
+        save_scores(run.scores, scores)
+    report |= {"provenance": checkpoint.provenance}
+    write_json(run.metrics / f"{stage}.json", report)
+    return report
+
+
+def resume_store(run: Run, stage: TrainingStage, index: int) -> ResumeStore:
+    """Return where a phase keeps its states, under a hash of the params, code and data that it depends on.
+
+    Raises:
+        QuantspikeError: an input does not exist.
+    """
+    start = _start_file(run, stage)
+    inputs = [run.dataset] if start is None else [run.dataset, start]
+    for path in inputs:
+        if not path.is_file():
+            raise absent(path)
+    package = Path(__file__).parents[1]
+    code = [Path(__file__), *(path for name in CODE for path in sorted((package / name).rglob("*.py")))]
+    settings = _depends_on(run, stage) | {"layers": run.layers, "k": run.k}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update("".join(file_sha256(path) for path in [*code, *inputs]).encode())
+    return ResumeStore(run.resume, f"{stage}-{index}", digest.hexdigest()[:16])
+
+
+def write_epochs(path: Path, epochs: Sequence[Epoch]) -> None:
+    """Write one row per epoch, counted on over the phases; columns as the fields of `Epoch`."""
+    columns: dict[str, list[Any]] = {
+        field.name: [_rounded(getattr(epoch, field.name)) for epoch in epochs] for field in fields(Epoch)
+    }
+    write_csv(path, columns | {"epoch": list(range(1, len(epochs) + 1))})
+
+
+def _rounded(value: float | None) -> float | str | None:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _phases(run: Run, stage: TrainingStage) -> list[tuple[int, Phase]]:
+    """Return the phases of a stage, each with the number of phases the network was trained for before."""
+    settings = run.settings
+    if stage == "baseline":
+        return list(enumerate(settings.baseline))
+    before = len(settings.baseline) if settings.train.start == "baseline" else 0
+    return [(before, settings.train)] if stage == "train" else [(before + 1, settings.finetune)]
+
+
+def _settings(run: Run, index: int, phase: Phase, device: torch.device) -> Settings:
+    recipe = run.settings.recipe
+    return Settings(
+        phase=index,
+        epochs=phase.epochs,
+        learning_rate=phase.learning_rate,
+        batch_size=recipe.batch_size,
+        seed=run.seed,
+        augmentation=Augmentation(run.settings.data.crop, recipe.flip, recipe.brightness, recipe.contrast),
+        activation_penalty=recipe.activation_penalty,
+        bf16=use_bf16(recipe.arithmetic, device),
+    )
+
+
+def _start_file(run: Run, stage: TrainingStage) -> Path | None:
+    """Return the network that a stage starts from, None for initial weights."""
+    if stage == "finetune":
+        return run.checkpoint("train")
+    if stage == "train" and run.settings.train.start == "baseline":
+        return run.baseline.checkpoint("baseline")
+    return None
+
+
+def _load_start(run: Run, stage: TrainingStage, dataset: Dataset) -> Checkpoint | None:
+    """Read the network that a stage starts from and check that it was trained with today's settings."""
+    path = _start_file(run, stage)
+    if path is None:
+        return None
+    architecture = architecture_of(run, dataset.channels, dataset.classes)
+    before: TrainingStage = "train" if stage == "finetune" else "baseline"
+    checkpoint = load_checkpoint(path, architecture, run.k if stage == "finetune" else "fp32")
+    expected, found = _depends_on(run, before), checkpoint.provenance.get("settings", {})
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise QuantspikeError(
+                f"{path} was trained with different settings: expected {name} = {expected.get(name)}, "
+                f"found {found.get(name)}; run dvc repro"
+            )
+    return checkpoint
+
+
+def _start_network(run: Run, start: Checkpoint | None, dataset: Dataset) -> QuantizedCNN:
+    if start is not None:
+        return with_precision(start.network, run.k)
+    return new_network(architecture_of(run, dataset.channels, dataset.classes), run.k, run.seed)
+
+
+def _depends_on(run: Run, stage: TrainingStage) -> dict[str, str | int | float | bool]:
+    """Return the settings that a network depends on after a stage."""
+    return run.settings.training_settings(stage) | {"seed": run.seed}
+
+
+def _provenance(run: Run, stage: TrainingStage, training: Training, start: Checkpoint | None) -> dict[str, Any]:
+    """Return settings and machine of a training; bf16 and devices of earlier phases count too."""
+    device = training.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    earlier = {} if start is None else start.provenance
+    devices = str(earlier.get("device", name))
+    bf16 = training.settings.bf16 or earlier.get("arithmetic") == "bf16"
+    return {
+        "settings": _depends_on(run, stage),
+        "arithmetic": "bf16" if bf16 else "fp32",
+        "device": devices if devices.split(", then ")[-1] == name else f"{devices}, then {name}",
+        "processes": training.group.size,
+        "torch": torch.__version__,
+    }
+
+
+def _tell_start(training: Training, store: ResumeStore) -> None:
+    if training.records:
+        print(f"resumes after epoch {len(training.records)} of {training.settings.epochs}", flush=True)
+    if foreign := store.foreign_states():
+        print(
+            f"note: {len(foreign)} states in {store.folder} belong to other params, code or data; they are not used, "
+            "and can be deleted",
+            file=sys.stderr,
+        )

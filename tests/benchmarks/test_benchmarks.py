@@ -1,0 +1,234 @@
+"""The benchmarks on small networks: files are read or refused, options are checked, and results are complete."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from make_networks import random_images, random_integer_network
+from quantspike.conversion.convert import convert
+from quantspike.conversion.integer import save_integer_network
+from quantspike.data.dataset import Dataset, build_dataset, save_dataset
+from quantspike.data.preparation import central_images
+from quantspike.errors import QuantspikeError
+from quantspike.networks.architecture import Architecture
+from quantspike.networks.cnn import Block, QuantizedCNN, new_network
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from peers import encode, make_peers  # noqa: E402
+from row_limit import TILE, add_stream  # noqa: E402
+from trained_networks import choose_images, load_images, load_network  # noqa: E402
+
+LAYERS = "4C3-P2-70C3-P2-5"
+
+
+def make_dataset(size: int) -> Dataset:
+    """Return 40 training and 20 test images of noise; the test images are in the order of their five classes."""
+    random = np.random.default_rng(0)
+    train, test = (random.integers(0, 256, (n, 3, size, size), dtype=np.uint8) for n in (40, 20))
+    labels = np.repeat(np.arange(5), 8), np.repeat(np.arange(5), 4)
+    return build_dataset((train, labels[0]), (test, labels[1]), tuple("abcde"), kind="images", name="noise")
+
+
+@pytest.fixture
+def trained() -> QuantizedCNN:
+    """A network whose batch normalization has seen images, so that its neurons fire."""
+    network = new_network(Architecture.parse(LAYERS, image_size=4, image_channels=3, classes=5), 1, 0)
+    images = central_images(torch.from_numpy(make_dataset(6).train_images), 4)
+    with torch.no_grad():
+        for _ in range(40):  # 0.9^40 = 0.015 of the initial averages is left
+            network(images)
+    return network
+
+
+def tensors_of(network: QuantizedCNN) -> dict[str, Tensor]:
+    tensors = {"classifier.weight": network.classifier.weight.detach()}
+    for index, block in enumerate(network.blocks):
+        assert isinstance(block, Block)
+        tensors[f"conv{index}.weight"] = block.convolution.weight.detach().contiguous()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"bn{index}.{name}"] = getattr(block.normalization, name).detach()
+    return tensors
+
+
+def write(path: Path, tensors: dict[str, Tensor], **header: str) -> Path:
+    save_file(tensors, path, metadata={"layers": LAYERS, "k": "1", "crop": "4", "batch_norm_eps": "1e-5"} | header)
+    return path
+
+
+def test_trained_networks_are_converted_and_integer_networks_taken_as_they_are(
+    tmp_path: Path, trained: QuantizedCNN
+) -> None:
+    paths = [tmp_path / name for name in ("convert.safetensors", "again.safetensors")]
+    save_integer_network(paths[0], convert(trained, 12))
+    for path in (write(tmp_path / "cnn.safetensors", tensors_of(trained)), paths[0]):
+        save_integer_network(paths[1], load_network(path))
+        assert paths[1].read_bytes() == paths[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"batch_norm_eps": "1e-3"}, "not a complete trained network: batch_norm_eps is 1e-3, expected 1e-05"),
+        ({"crop": "6"}, "not a complete trained network: layer 4"),
+        ({"layers": "4C3-P2-70C3-P2-6"}, "not a complete trained network: The size of tensor"),
+        ({"k": "one"}, "not a complete trained network: invalid literal"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(
+    header: dict[str, str], message: str, tmp_path: Path, trained: QuantizedCNN
+) -> None:
+    with pytest.raises(QuantspikeError, match=message):
+        load_network(write(tmp_path / "cnn.safetensors", tensors_of(trained), **header))
+
+
+def test_missing_tensors_values_that_are_not_finite_and_damaged_files_are_refused(
+    tmp_path: Path, trained: QuantizedCNN
+) -> None:
+    path = tmp_path / "cnn.safetensors"
+    tensors = tensors_of(trained)
+    tensors["conv2.weight"][3, 1, 0, 0] = torch.nan
+    with pytest.raises(QuantspikeError, match="layer 3, channel 3: a folded weight or bias is NaN or infinite"):
+        load_network(write(path, tensors))
+    del tensors["bn1.running_var"]
+    with pytest.raises(QuantspikeError, match=r"not a complete trained network: 'bn1\.running_var'"):
+        load_network(write(path, tensors))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(QuantspikeError, match="is damaged, or not a safetensors file"):
+        load_network(path)
+
+
+def test_absent_networks_and_images_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(QuantspikeError, match="does not exist: run dvc repro convert@paper-cnn1-1-0, or use --weights"):
+        load_network(tmp_path / "nothing.safetensors")
+    with pytest.raises(QuantspikeError, match="does not exist: run dvc repro download@paper, or use --data"):
+        load_images(str(tmp_path / "nothing.safetensors"))
+    assert load_images("digits").fingerprint["name"] == "scikit-learn digits"
+
+
+def test_test_images_are_of_every_class_however_they_are_ordered() -> None:
+    dataset = make_dataset(6)
+    for n, expected in {3: [0, 6, 13], 5: [0, 4, 8, 12, 16], 20: list(range(20))}.items():
+        assert torch.equal(choose_images(dataset, n), torch.from_numpy(dataset.test_images)[expected])
+    with pytest.raises(QuantspikeError, match="--images is 21, but there are only 20 test images"):
+        choose_images(dataset, 21)
+
+
+@pytest.mark.skipif(not (find_spec("spikingjelly") and find_spec("snntorch")), reason="needs the extra bench")
+def test_the_other_libraries_give_equal_scores() -> None:
+    network = random_integer_network("3C3-P2-4C3-5", 8, seed=1, k=0)
+    inputs = encode(network, random_images(5, 8, seed=2))
+    first, *others = (peer(inputs, 6) for peer in make_peers(network).values())
+    assert first.abs().max() > 0
+    assert all(torch.equal(first, scores) for scores in others)
+
+
+def test_the_stream_of_rows_is_added_completely() -> None:
+    """Two blocks of five rows of two tiles: three rows at once, the third time from the beginning again."""
+    blocks = np.random.default_rng(0).integers(-2047, 2048, (2, 5, 2 * TILE)).astype(np.int16)
+    # 6 rows are asked for: rows 0 to 2, and again, since 3 to 5 would leave the block.
+    expected = 2 * blocks[:, :3].reshape(2, 3, 2, TILE).sum(axis=(0, 1, 2), dtype=np.int64)
+    assert np.array_equal(add_stream(blocks.ravel(), 5, 2 * TILE, 6, 3), expected)
+
+
+def start(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(BENCHMARKS / script), *arguments], capture_output=True, text=True)
+
+
+def run(script: str, *arguments: str) -> dict[str, Any]:
+    done = start(script, *arguments)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.fixture
+def files(tmp_path: Path, trained: QuantizedCNN) -> list[str]:
+    save_dataset(make_dataset(6), tmp_path / "images.safetensors")
+    weights = write(tmp_path / "cnn.safetensors", tensors_of(trained))
+    return ["--weights", str(weights), "--data", str(tmp_path / "images.safetensors")]
+
+
+def assert_spread(figure: dict[str, Any]) -> None:
+    assert figure["range"][0] <= figure["median"] <= figure["range"][1]
+
+
+def test_the_simulation_is_timed_against_the_limit_and_the_result_is_written(files: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "benchmark.json"
+    result = run("simulation.py", *files, "--no-peers", "--images", "20", "--rounds", "2", "--json", str(path))
+    assert result == json.loads(path.read_text())
+    assert (result["n"]["images"], result["settled"], result["mismatches"]) == (20, 20, 0)
+    assert set(result["ratios"]) == {"row_addition_limit", "row_addition_limit_with_proof"}
+    for ratio in result["ratios"].values():
+        assert_spread(ratio)
+    assert all(value > 0 for value in result["medians"].values())
+
+
+def test_the_memory_is_measured_for_every_setting(files: list[str]) -> None:
+    rows = run("memory.py", *files, "--images", "10", "--batch-sizes", "5", "--steps", "3", "6")["rows"]
+    assert [(row["batch_size"], row["steps"]) for row in rows] == [(5, 3), (5, 6)]
+    # Python and torch alone take more than 0.1 GB: a wrong unit would show.
+    assert all(0.1 < row["peak_gigabytes_before"] <= row["peak_gigabytes"] < 8 for row in rows)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> list[str]:
+    save_dataset(make_dataset(32), tmp_path / "images.safetensors")
+    small = ["--layers", "4C3-P2-5", "--steps", "2", "--batch", "8", "--rounds", "2"]
+    return ["--data", str(tmp_path / "images.safetensors"), *small]
+
+
+def test_training_is_timed_against_a_plain_loop(training: list[str]) -> None:
+    result = run("training.py", *training)
+    assert result["n"] == {"rounds": 2, "images_per_round": 16, "batch": 8}
+    assert_spread(result["ratio"])
+    assert 0 < result["share_outside"]["range"][0] <= result["share_outside"]["range"][1] < 1
+    assert all(value > 0 for value in result["images_per_second"].values())
+
+
+def test_the_cost_of_live_tracking_is_measured(training: list[str]) -> None:
+    result = run("tracking.py", *training, "--pause", "0")
+    assert_spread(result["share_longer"])
+    assert_spread(result["share_of_thread"])
+    assert all(value > 0 for value in result["epoch_seconds"].values())
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "message"),
+    [
+        ("simulation.py", ["--images", "49"], "--images must be at least --rounds times --peer-images"),
+        ("memory.py", ["--batch-sizes", "ten"], "expected a whole number of 1 or more, found 'ten'"),
+        ("memory.py", ["--json", "nowhere/result.json"], "the folder nowhere does not exist: create it"),
+        ("training.py", ["--batch", "1"], "expected a whole number of 2 or more, found '1'"),
+        (
+            "training.py",
+            ["--data", "digits", "--steps", "8"],
+            "8 steps of 200 images are asked for, but there are only",
+        ),
+        ("tracking.py", ["--device", "gpu"], "invalid choice: 'gpu'"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(script: str, wrong: list[str], message: str) -> None:
+    done = start(script, *wrong)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(find_spec("spikingjelly") is not None, reason="the extra bench is installed")
+def test_without_the_other_libraries_the_command_that_installs_them_is_named() -> None:
+    done = start("simulation.py")
+    assert done.returncode == 1
+    assert "not installed: run pip install --constraint constraints.txt --editable '.[bench]'" in done.stderr

@@ -1,0 +1,132 @@
+"""Convolutions of whole numbers: exact in the chosen format, and a library that rounds is detected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quantspike.conversion import exact
+from quantspike.conversion.exact import adds_exactly, convolve, exact_format, exact_kernels
+from quantspike.errors import QuantspikeError
+from quantspike.networks.architecture import Layer
+
+CPU = torch.device("cpu")
+CONV2D = functional.conv2d
+LAYER = Layer("4C3", 2, 4, 3, 1, 1, 6, 6)
+SHAPES = [
+    LAYER,
+    Layer("3C1", 5, 3, 1, 1, 0, 4, 4),
+    Layer("2C5", 3, 2, 5, 1, 2, 7, 7),
+    Layer("P2", 6, 6, 2, 2, 0, 8, 4),
+    Layer("P3", 2, 2, 3, 3, 0, 9, 3),
+    Layer("8", 4, 8, 3, 1, 0, 3, 1),
+    Layer("384C3", 384, 384, 3, 1, 1, 6, 6),
+]
+
+
+@pytest.fixture(autouse=True)
+def _forget_devices() -> None:
+    adds_exactly.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"),
+    [(0, torch.float32), (2**24 - 1, torch.float32), (2**24, torch.float64), (2**53 - 1, torch.float64)],
+)
+def test_the_narrowest_format_that_holds_the_sums_is_taken(largest: int, dtype: torch.dtype) -> None:
+    assert exact_format(LAYER, largest, CPU, "layer 2") is dtype
+
+
+def test_sums_that_no_format_holds_are_refused() -> None:
+    with pytest.raises(QuantspikeError, match="layer 2: sums may reach 9007199254740992, which float64 does not hold"):
+        exact_format(LAYER, 2**53, CPU, "layer 2")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.token)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_this_machine_adds_exactly(shape: Layer, dtype: torch.dtype) -> None:
+    assert adds_exactly(shape, CPU, dtype)
+
+
+def cut_to(bits: int, values: Tensor) -> Tensor:
+    """Round to so many significant bits, as tf32 (11) and bf16 (8) do."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
+
+
+def reduced_precision(bits: int) -> Callable[..., Tensor]:
+    """Return a library that rounds the inputs of an fp32 convolution."""
+
+    def conv2d(values: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        if values.dtype == torch.float32:
+            values, weight = cut_to(bits, values), cut_to(bits, weight)
+        return CONV2D(values, weight, **options)
+
+    return conv2d
+
+
+def transform_for_batches(values: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """Simulate a library that takes a kernel that rounds from 16 images on."""
+    sums = CONV2D(values, weight, **options)
+    return sums * (1 + 2**-22) if len(values) >= 16 and values.dtype == torch.float32 else sums
+
+
+def rounded_sums(values: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """Simulate a library that keeps 23 bits of a sum in place of 24."""
+    sums = CONV2D(values, weight, **options)
+    return cut_to(23, sums) if values.dtype == torch.float32 else sums
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.token)
+@pytest.mark.parametrize(
+    "library",
+    [reduced_precision(8), reduced_precision(11), transform_for_batches, rounded_sums],
+    ids=["bf16", "tf32", "transform", "sums"],
+)
+def test_where_fp32_rounds_float64_is_taken(
+    library: Callable[..., Tensor], shape: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact.functional, "conv2d", library)
+    assert exact_format(shape, 100, CPU, "layer 2") is torch.float64
+
+
+def test_where_everything_rounds_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "adds_exactly", lambda *_: False)
+    with pytest.raises(QuantspikeError, match="layer 2: torch's convolutions on cpu round whole numbers"):
+        exact_format(LAYER, 100, CPU, "layer 2")
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("n", [1, 16, 50])
+def test_a_batch_of_real_size_is_summed_exactly_whatever_library_torch_takes(n: int, onednn: bool) -> None:
+    # Without oneDNN torch turns to NNPACK, whose Winograd transform rounds from 16 images on.
+    layer = Layer("64C3", 64, 64, 3, 1, 1, 12, 12)
+    random = torch.Generator().manual_seed(n)
+    values = torch.randint(-1, 2, (n, 64, 12, 12), generator=random)
+    weight = torch.randint(-2047, 2048, (64, 64, 3, 3), generator=random)
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        found = convolve(values, weight, layer, torch.float32)
+    windows = functional.pad(values, [1] * 4).unfold(2, 3, 1).unfold(3, 3, 1)
+    expected = torch.einsum("ncyxij,ocij->noyx", windows, weight)
+    assert torch.equal(found.long(), expected)
+
+
+def test_the_exact_settings_end_with_the_convolution_even_if_it_fails() -> None:
+    def settings() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.enabled
+
+    def fail() -> None:
+        with exact_kernels():
+            assert settings() == (False, False)
+            raise ZeroDivisionError
+
+    before = settings()
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert settings() == before

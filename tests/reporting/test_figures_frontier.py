@@ -1,0 +1,151 @@
+"""Accuracy over synaptic operations: curves, marks where to stop, and the same in words."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+
+from draw_figures import (
+    band_of,
+    figure_of,
+    legend_of,
+    line_of,
+    lines_of,
+    points_of,
+    results_of,
+    table_of,
+    tick_labels_of,
+)
+from quantspike.reporting.figures.comparison import Comparison, Series
+from quantspike.reporting.figures.frontier import frontier
+from quantspike.reporting.palette import FULL_PRECISION, color_of
+from quantspike.reporting.tables import stops_table
+
+MARKERS = ("o", "s", "^")
+
+
+def hand_made(*seeds: tuple[list[float], list[float]], name: str = "k = 1") -> Comparison:
+    """Return one network of one k, without anything beside it: accuracy and SOPs by step of each seed."""
+    steps = [
+        pd.DataFrame({"step": range(1, len(accuracy) + 1), "accuracy": accuracy, "synops": synops})
+        for accuracy, synops in seeds
+    ]
+    return Comparison("by hand", [Series(name, color_of(1), "-", steps, 1)])
+
+
+def marks_of(axes: Axes, color: str) -> dict[str, tuple[float, float]]:
+    """Return the place of each mark in a colour, by its shape."""
+    return {
+        marker: points_of(line)[0]
+        for marker in MARKERS
+        for line in lines_of(axes, marker=marker)
+        if to_hex(line.get_color()) == color
+    }
+
+
+def test_marks_stand_where_the_accuracy_stays_close_to_the_last_one_or_above() -> None:
+    # Within 0.001 of 0.92 from step 5 on, within 0.005 from step 4 on; within 0.01 at step 2, but not at step 3.
+    below = hand_made(([0.5, 0.915, 0.8, 0.916, 0.92, 0.92], [10, 20, 30, 40, 50, 60]))
+    for axes in frontier(below).axes[:2]:
+        assert marks_of(axes, color_of(1)) == {
+            "o": (50, 92),
+            "s": (40, pytest.approx(91.6)),
+            "^": (40, pytest.approx(91.6)),
+        }
+    above = hand_made(([0.5, 0.95, 0.93, 0.92], [10, 20, 30, 40]))
+    axes = frontier(above).axes[0]
+    assert marks_of(axes, color_of(1)) == dict.fromkeys(MARKERS, (20, pytest.approx(95)))
+
+
+def test_the_words_below_say_the_same_as_the_table_of_stops() -> None:
+    table = stops_table(results_of("published"))
+    figure = figure_of("frontier", "published")
+    head, *rows = table_of(figure.axes[2])
+    assert head == ["", "● within 0.1 points", "■ within 0.5 points", "▲ within 1 point", "last step"]
+    assert figure.axes[2].get_title(loc="left").endswith("percentage points of the final accuracy, or above")
+    for k, (name, *stops, last) in enumerate(rows):
+        assert name == f"k = {k}"
+        expected = table[table["k"] == str(k)]
+        assert stops == [f"{one.synops / 1e6:,.0f}, step {one.step}" for one in expected.itertuples()]
+        # 270 million x 1.64^k, nearly all of them by step 100
+        assert last == f"{270 * 1.64**k:,.0f}"
+        marks = marks_of(figure.axes[1], color_of(k))
+        assert marks == {
+            marker: (pytest.approx(one.synops / 1e6), pytest.approx(100 * one.accuracy))
+            for marker, one in zip(MARKERS, expected.itertuples(), strict=True)
+        }
+
+
+def test_marks_at_the_same_step_are_of_different_sizes_the_smallest_on_top() -> None:
+    axes = frontier(hand_made(([0.1, 0.9], [10, 20]))).axes[0]
+    marks = [line for line in axes.lines if line.get_marker() in MARKERS]
+    assert len({points_of(mark)[0] for mark in marks}) == 1
+    assert [mark.get_markersize() for mark in marks] == [20, 10, 6]  # what is drawn later lies on top
+
+
+def test_operations_of_the_ann_are_vertical_lines_and_its_accuracy_a_horizontal_one() -> None:
+    figure = figure_of("frontier", "published")
+    for axes in figure.axes[:2]:
+        (once,), (thrice,) = (lines_of(axes, linestyle=style) for style in ("-.", ":"))
+        (level,) = lines_of(axes, linestyle="--", linewidth=1.8)
+        # 399,190,016 multiply-accumulates, and three additions for each
+        assert list(once.get_xdata()) == pytest.approx([399.190016] * 2)
+        assert list(thrice.get_xdata()) == pytest.approx([1197.570048] * 2)
+        assert list(level.get_ydata()) == pytest.approx([100 * 0.9266] * 2)
+        assert {to_hex(line.get_color()) for line in (once, thrice, level)} == {FULL_PRECISION}
+    assert legend_of(figure)[5:] == ["ANN: MACs", "ANN: 3 additions per MAC", "thin: published (official CIFAR-10)"]
+
+
+def test_of_several_seeds_curve_and_marks_are_those_of_the_mean_with_a_band() -> None:
+    comparison = hand_made(([0.1, 0.9, 0.9], [10, 20, 30]), ([0.1, 0.7, 0.9], [20, 30, 40]))
+    axes = frontier(comparison).axes[0]
+    # (0.9 + 0.7) / 2 = 0.8 at step 2, so step 3, with (30 + 40) / 2 operations
+    assert all(place == pytest.approx((35, 90)) for place in marks_of(axes, color_of(1)).values())
+    curve = line_of(axes, color_of(1))
+    assert points_of(curve) == [(15, pytest.approx(10)), (25, pytest.approx(80)), (35, pytest.approx(90))]
+    # 90 and 70: a standard deviation of 20 / sqrt(2)
+    assert band_of(axes, color_of(1))[25] == pytest.approx((80 - 200**0.5, 80 + 200**0.5))
+    # Nothing is known about the network of these curves.
+    assert legend_of(axes.figure) == ["k = 1", "± 1 standard deviation (n = 2)"]
+
+
+def test_operations_stand_on_a_logarithmic_axis_with_plain_numbers_from_the_first_step_on() -> None:
+    figure = figure_of("frontier", "published")
+    enlarged, whole = figure.axes[:2]
+    assert whole.get_xscale() == enlarged.get_xscale() == "log"
+    # The first step of k = 0 has 270 million x (1 - exp(-1/2.5)) = 89.0 million.
+    low, high = whole.get_xlim()
+    assert enlarged.get_xlim() == (low, high)
+    assert (low, high) == pytest.approx((0.9 * 89.0, 1.1 * 1197.570048), rel=1e-3)
+    assert tick_labels_of(whole) == ["100", "200", "500", "1,000"]
+    assert whole.get_xlabel() == "synaptic operations per image (million), logarithmic"
+
+
+@pytest.mark.parametrize(
+    ("synops", "first"),
+    [([0, 2, 5_000_000], 2), ([0, 40, 5_000], 40), ([0, 0, 1], 1), ([3, 3, 3], 3)],
+)
+def test_the_axis_begins_with_the_fewest_operations_that_are_any(synops: list[float], first: float) -> None:
+    figure = frontier(hand_made(([0.1, 0.5, 0.9], synops)))
+    FigureCanvasAgg(figure).draw()
+    # 5,000,000 are not yet 10 million, so their unit is a thousand.
+    unit = 1e3 if synops[-1] == 5_000_000 else 1
+    assert figure.axes[1].get_xlim() == pytest.approx((0.9 * first / unit, 1.1 * synops[-1] / unit))
+
+
+def test_a_long_name_is_shortened_in_the_middle_in_the_table_alone() -> None:
+    names = ("k = 1, metrics/demo/cnn1", "k = 1, metrics/demo/cnn1-1-0")  # of 24 letters, and of 28
+    figures = [frontier(hand_made(([0.1, 0.9], [10, 20]), name=name)) for name in names]
+    assert [table_of(figure.axes[2])[1][0] for figure in figures] == [names[0], "k = 1, metr…mo/cnn1-1-0"]
+    assert legend_of(figures[1]) == [names[1]]
+
+
+def test_a_network_that_never_spikes_is_drawn() -> None:
+    figure = frontier(hand_made(([0.1, 0.1], [0, 0])))
+    FigureCanvasAgg(figure).draw()
+    assert figure.axes[1].get_xscale() == "linear"
+    assert figure.axes[1].get_xlabel() == "synaptic operations per image"
+    assert table_of(figure.axes[2])[1] == ["k = 1", "0, step 1", "0, step 1", "0, step 1", "0"]

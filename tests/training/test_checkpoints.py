@@ -1,0 +1,303 @@
+"""Networks and states of a training as files: they are read as they were written, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantspike.errors import QuantspikeError
+from quantspike.files import load_tensors, save_tensors
+from quantspike.networks.architecture import Architecture
+from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
+from quantspike.params import Precision
+from quantspike.training.checkpoints import (
+    FORMAT,
+    VERSION,
+    ResumeStore,
+    load_checkpoint,
+    resume_adam,
+    save_checkpoint,
+)
+from quantspike.training.optimizer import make_adam
+
+ARCHITECTURE = Architecture.parse("4C3-P2-5", image_size=4, image_channels=1, classes=3)
+PROVENANCE: dict[str, Any] = {"settings": {"seed": 0, "train.epochs": 3}, "device": "x"}
+
+
+def stepped(k: Precision = 1, seed: int = 0) -> tuple[QuantizedCNN, torch.optim.Optimizer]:
+    """Return a network after three steps, with running averages and moments that are not 0."""
+    network = new_network(ARCHITECTURE, k, seed)
+    adam = make_adam(network)
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        network(torch.randn(6, 1, 4, 4, generator=random)).square().sum().backward()
+        adam.step()
+        adam.zero_grad()
+    return network, adam
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A checkpoint with k = 1."""
+    file = tmp_path / "train.safetensors"
+    save_checkpoint(file, *stepped(), PROVENANCE)
+    return file
+
+
+def change(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    """Rewrite a checkpoint with other tensors under the same header."""
+    header, content = load_tensors(path, FORMAT, VERSION)
+    edit(content)
+    del header["version"]
+    save_tensors(path, FORMAT, VERSION, header, content)
+
+
+# Trained networks
+
+
+@pytest.mark.parametrize("k", ["fp32", 0, 2])
+def test_a_network_its_moments_and_its_provenance_are_read_to_the_last_bit(k: Precision, tmp_path: Path) -> None:
+    network, adam = stepped(k)
+    save_checkpoint(tmp_path / "x", network, adam, PROVENANCE)
+    checkpoint = load_checkpoint(tmp_path / "x", ARCHITECTURE, k)
+    loaded = checkpoint.network
+    assert list(loaded.state_dict()) == list(network.state_dict())
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+        assert loaded.state_dict()[name].dtype == value.dtype
+    assert (loaded.k, loaded.architecture, loaded.training) == (k, ARCHITECTURE, True)
+    assert checkpoint.provenance == PROVENANCE
+    resumed = resume_adam(checkpoint, loaded)
+    for before, after in zip(network.parameters(), loaded.parameters(), strict=True):
+        assert resumed.state[after]["step"] == 3
+        for name, value in adam.state[before].items():
+            assert torch.equal(resumed.state[after][name], value)
+            assert resumed.state[after][name].dtype == value.dtype
+
+
+def test_the_moments_of_a_baseline_pass_to_a_quantized_network(tmp_path: Path) -> None:
+    network, adam = stepped("fp32")
+    save_checkpoint(tmp_path / "x", network, adam, PROVENANCE)
+    checkpoint = load_checkpoint(tmp_path / "x", ARCHITECTURE, "fp32")
+    quantized = with_precision(checkpoint.network, 2)
+    resumed = resume_adam(checkpoint, quantized)
+    for before, after in zip(network.parameters(), quantized.parameters(), strict=True):
+        assert torch.equal(resumed.state[after]["exp_avg"], adam.state[before]["exp_avg"])
+
+
+def test_the_same_network_gives_the_same_bytes_in_any_memory_order(path: Path, tmp_path: Path) -> None:
+    network, adam = stepped()
+    network.to(memory_format=torch.contiguous_format)
+    save_checkpoint(tmp_path / "again", network, adam, PROVENANCE)
+    save_checkpoint(tmp_path / "other", *stepped(seed=1), PROVENANCE)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    assert (tmp_path / "other").read_bytes() != path.read_bytes()
+
+
+def test_training_on_does_not_change_what_was_loaded(path: Path) -> None:
+    checkpoint = load_checkpoint(path, ARCHITECTURE, 1)
+    before = {name: value.clone() for name, value in checkpoint.moments.items()}
+    adam = resume_adam(checkpoint, checkpoint.network)
+    checkpoint.network(torch.randn(6, 1, 4, 4)).sum().backward()
+    adam.step()
+    assert all(torch.equal(value, before[name]) for name, value in checkpoint.moments.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "the Adam moments 'adam.exp_avg.classifier.weight' are missing; train again"),
+        (torch.zeros(2), "adam.exp_avg.classifier.weight does not fit its weights or is not finite; train again"),
+    ],
+)
+def test_moments_that_are_missing_or_do_not_fit_are_named_with_the_file(
+    wrong: Tensor | None, message: str, path: Path
+) -> None:
+    name = "adam.exp_avg.classifier.weight"
+    change(path, lambda content: content.pop(name) if wrong is None else content.update({name: wrong}))
+    checkpoint = load_checkpoint(path, ARCHITECTURE, 1)
+    with pytest.raises(QuantspikeError, match=f"train.safetensors: {message}"):
+        resume_adam(checkpoint, checkpoint.network)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "k", "message"),
+    [
+        ("4C3-P2-6", {}, 1, "layers = 4C3-P2-5, expected 4C3-P2-6"),
+        ("4C3-P2-5", {"width": 0.5}, 1, "layers = 4C3-P2-5, expected 2C3-P2-2"),
+        ("4C3-P2-5", {"image_size": 8}, 1, "image_size = 4, expected 8"),
+        ("4C3-P2-5", {"image_channels": 3}, 1, "image_channels = 1, expected 3"),
+        ("4C3-P2-5", {"classes": 10}, 1, "classes = 3, expected 10"),
+        ("4C3-P2-5", {}, 2, "k = 1, expected 2"),
+        ("4C3-P2-5", {}, "fp32", "k = 1, expected fp32"),
+    ],
+)
+def test_another_network_is_refused(text: str, changes: dict[str, Any], k: Precision, message: str, path: Path) -> None:
+    expected = Architecture.parse(text, **{"image_size": 4, "image_channels": 1, "classes": 3} | changes)
+    with pytest.raises(QuantspikeError, match=rf"train\.safetensors holds a network with {message}: run dvc repro"):
+        load_checkpoint(path, expected, k)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"network.extra": torch.zeros(1)},
+        {"network.classifier.weight": torch.zeros(3, 4)},
+        {"network.classifier.weight": None},
+    ],
+)
+def test_weights_that_the_header_does_not_announce_are_refused(wrong: dict[str, Any], path: Path) -> None:
+    def edit(content: dict[str, Tensor]) -> None:
+        for name, value in wrong.items():
+            content.pop(name, None)
+            content.update({} if value is None else {name: value})
+
+    change(path, edit)
+    with pytest.raises(
+        QuantspikeError, match=r"(?s)does not hold the weights its header announces.*(extra|classifier)"
+    ):
+        load_checkpoint(path, ARCHITECTURE, 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["blocks.0.convolution.weight", "blocks.1.normalization.running_var"])
+def test_a_weight_that_is_not_finite_is_named(name: str, value: float, path: Path) -> None:
+    change(path, lambda content: content[f"network.{name}"].view(-1)[1:2].fill_(value))
+    with pytest.raises(QuantspikeError, match=f"{name} is not finite; train again"):
+        load_checkpoint(path, ARCHITECTURE, 1)
+
+
+# States
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResumeStore:
+    return ResumeStore(tmp_path / "tiny-small-1-0", "train-1", "0123456789abcdef")
+
+
+def tensors(number: float) -> dict[str, Tensor]:
+    """Return every kind of tensor that a training has: fp32 in a layout of its own, int64 and one of no dimension."""
+    weight = torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    return {
+        "network.weight": (weight + number).requires_grad_(),
+        "network.batches": torch.tensor(7),
+        "adam.step": torch.tensor([number]),
+    }
+
+
+def records(epochs: int) -> list[dict[str, Any]]:
+    return [{"epoch": epoch, "loss": 0.1 * epoch, "validation_accuracy": None} for epoch in range(1, epochs + 1)]
+
+
+def save(store: ResumeStore, epoch: int) -> Path:
+    store.save(tensors(epoch), records(epoch))
+    return store.states()[-1]
+
+
+def loaded(store: ResumeStore) -> int | None:
+    """Return the epoch of the state that is found, after a check of its content."""
+    state = store.load()
+    if state is None:
+        return None
+    content, found = state
+    expected = tensors(len(found))
+    assert found == records(len(found))
+    assert content.keys() == expected.keys()
+    for name, tensor in content.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name])
+    return len(found)
+
+
+def test_the_newest_two_states_are_kept_and_after_training_the_last_one(store: ResumeStore) -> None:
+    assert store.load() is None
+    paths = [save(store, epoch) for epoch in (1, 2, 3, 9, 10)]
+    assert store.states() == paths[-2:]
+    assert loaded(store) == 10
+    store.keep_last()
+    assert store.states() == paths[-1:]
+    assert loaded(store) == 10
+
+
+def test_states_of_another_fingerprint_or_phase_are_neither_used_nor_deleted(store: ResumeStore) -> None:
+    foreign = save(ResumeStore(store.folder, "train-1", "f" * 16), 9)
+    later = save(ResumeStore(store.folder, "train-10", store.fingerprint), 9)
+    (store.folder / ".train-1-0123456789abcdef-000009.safetensors.x1y2.part").write_bytes(b"half of a state")
+    assert store.load() is None
+    for epoch in (1, 2, 3):
+        save(store, epoch)
+    assert loaded(store) == 3
+    assert store.foreign_states() == [foreign]  # of the same phase
+    store.keep_last()
+    assert foreign.is_file()
+    assert later.is_file()
+
+
+def test_a_state_that_was_cut_or_changed_anywhere_is_skipped(
+    store: ResumeStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(store, 1)
+    newest = save(store, 2)
+    whole = newest.read_bytes()
+    places = range(0, len(whole), 5)
+    for index in places:
+        newest.write_bytes(whole[:index])
+        assert loaded(store) == 1, f"{index} of {len(whole)} bytes"
+        newest.write_bytes(whole[:index] + bytes([whole[index] ^ 1]) + whole[index + 1 :])
+        # JSON takes no notice of another kind of white space.
+        assert loaded(store) == 1 or chr(whole[index]).isspace(), f"byte {index} of {len(whole)}"
+    assert capsys.readouterr().err.count(f"{newest.name} is skipped: {newest} is damaged (") >= len(places)
+    newest.write_bytes(whole)
+    assert loaded(store) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"no state at all", b"\xff" * 100])
+def test_a_file_of_something_else_is_skipped(content: bytes, store: ResumeStore) -> None:
+    save(store, 1)
+    newest = save(store, 2)
+    newest.write_bytes(content)
+    assert loaded(store) == 1
+    assert save(store, 2) == newest  # it takes the place of the damaged one
+    assert loaded(store) == 2
+
+
+@pytest.mark.parametrize("valid", [0, 4])
+def test_training_resumes_before_damaged_states_and_its_own_take_their_place(valid: int, store: ResumeStore) -> None:
+    store.folder.mkdir()
+    if valid:
+        save(store, valid)
+    for epoch in (6, 7):
+        (store.folder / f"train-1-0123456789abcdef-{epoch:06d}.safetensors").write_bytes(b"damaged")
+    assert (loaded(store) or 0) == valid
+    for epoch in (valid + 1, valid + 2):
+        assert save(store, epoch).name.endswith(f"-{epoch:06d}.safetensors")
+    assert len(store.states()) == 2
+    assert loaded(store) == valid + 2
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Have the operating system refuse every file of more bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_the_error_names_file_and_size_and_the_state_before_is_kept(store: ResumeStore) -> None:
+    before = save(store, 1)
+    # 3,000,000 numbers of 4 bytes
+    message = r"train-1-0123456789abcdef-000002\.safetensors could not be written: .*; it needs 12\.0 MB; the previous"
+    with largest_file(5_000_000), pytest.raises(QuantspikeError, match=message):
+        store.save({"weight": torch.ones(3_000_000)}, records(2))
+    assert list(store.folder.iterdir()) == [before]
+    assert loaded(store) == 1
