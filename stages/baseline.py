@@ -1,4 +1,4 @@
-"""Trains a network in full precision, all its phases, and measures it on the test images.
+"""Train a network in full precision, all its phases, and measure it on the test images.
 
 A training that was stopped or killed resumes after its last complete epoch (data/resume/). Under torchrun the
 processes share every batch, and the first one writes.

@@ -1,4 +1,4 @@
-"""Converts the trained network to an integer network.
+"""Convert the trained network to an integer network.
 
 reads:   data/<profile>/<model>-<k>-<seed>/finetune.safetensors, data/<profile>/images.safetensors;
          data.crop, width and convert of the profile in params.yaml

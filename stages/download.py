@@ -1,4 +1,4 @@
-"""Gets the images of a profile, verifies them and writes them as one uniform file.
+"""Get the images of a profile, verify them and write them as one uniform file.
 
 reads:   data of the profile in params.yaml; the source that it names
 writes:  data/<profile>/images.safetensors (uint8 images, labels, class names, fingerprint of the source)

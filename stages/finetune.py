@@ -1,4 +1,4 @@
-"""Continues training at another learning rate, from the first phase's weights, averages and Adam moments.
+"""Continue training at another learning rate, from the first phase's weights, averages and Adam moments.
 
 A training that was stopped or killed resumes after its last complete epoch (data/resume/). Under torchrun the
 processes share every batch, and the first one writes.

@@ -1,4 +1,4 @@
-"""Draws the figures of one network, all k and seeds of the grid together, and writes the tables behind them.
+"""Draw the figures of one network, all k and seeds of the grid together, and write the tables behind them.
 
 reads:   metrics/<profile>/<model>-<k>-<seed>/ of every run in the grid; energy in params.yaml
 writes:  plots/<profile>/<model>/: eight figures as .png and .svg, and the tables behind them as .csv

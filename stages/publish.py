@@ -1,4 +1,4 @@
-"""Puts all results of the grid into the summary tables and brings MLflow in line with them.
+"""Put all results of the grid into the summary tables and bring MLflow in line with them.
 
 Runs that are not finished are named and left out. The files are the truth: a lost MLflow database is rebuilt by
 running this script again. QUANTSPIKE_TRACKING=off leaves MLflow alone; MLFLOW_TRACKING_URI names another store than

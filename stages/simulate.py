@@ -1,4 +1,4 @@
-"""Runs the integer network as spikes on the test images, step by step, and proves the result.
+"""Run the integer network as spikes on the test images, step by step, and prove the result.
 
 Under torchrun the processes share the images, and the first one writes.
 

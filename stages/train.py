@@ -1,4 +1,4 @@
-"""Trains a quantized network: the first phase, from initial weights or from the baseline.
+"""Train a quantized network: the first phase, from initial weights or from the baseline.
 
 A training that was stopped or killed resumes after its last complete epoch (data/resume/). Under torchrun the
 processes share every batch, and the first one writes.

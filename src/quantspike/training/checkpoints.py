@@ -175,10 +175,6 @@ class ResumeStore:
         """Return the states from the oldest to the newest."""
         return sorted(self.folder.glob(f"{self.phase}-{self.fingerprint}-*.safetensors"))
 
-    def saved_epochs(self) -> int:
-        """Return the number of complete epochs in the newest state, 0 if there is none."""
-        return int(self.states()[-1].stem.rpartition("-")[2]) if self.states() else 0
-
     def foreign_states(self) -> list[Path]:
         """Return states of the same phase that belong to other params, code or data."""
         own = set(self.states())

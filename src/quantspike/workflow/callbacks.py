@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Callback):
-    """Shows a bar on a terminal, and prints a line per epoch."""
+    """Show a bar on a terminal, and print a line per epoch."""
 
     def __init__(self, training: Training) -> None:
         self._shown = training.group.rank == 0
@@ -63,7 +63,7 @@ def describe(epoch: Epoch, epochs: int) -> str:
 
 
 class SaveState(Callback):
-    """Saves the whole state after each epoch, so that a killed training loses at most the current epoch."""
+    """Save the whole state after each epoch, so that a killed training loses at most the current epoch."""
 
     def __init__(self, store: ResumeStore) -> None:
         self._store = store
@@ -80,7 +80,7 @@ class SaveState(Callback):
 
 
 class Track(Callback):
-    """Sends points to MLflow: of each epoch, and every few seconds within one."""
+    """Send points to MLflow: of each epoch, and every few seconds within one."""
 
     def __init__(self, live: LiveRun, stage: str, epochs_before: int) -> None:
         self._live, self._stage, self._epochs_before = live, stage, epochs_before

@@ -112,8 +112,11 @@ def launch(command: str) -> None:
 
 def end_with_parent() -> None:
     """Have the kernel send SIGTERM when the parent dies, so that a killed `dvc` leaves no orphan; Linux only."""
+    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        sys.exit(128 + signal.SIGTERM)
 
 
 def first_process() -> bool:

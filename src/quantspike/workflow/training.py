@@ -87,9 +87,9 @@ def run_phase(training: Training, store: ResumeStore, run: Run, stage: TrainingS
             return training.run([*callbacks, *live])
     except KeyboardInterrupt:
         if first:
-            saved = store.saved_epochs()
-            again = f"resumes after epoch {saved}" if saved else "starts again"
-            print(f"stopped in epoch {training.epoch}: the same command {again}", file=sys.stderr)
+            print(
+                f"stopped in epoch {training.epoch}: the same command resumes after the last saved one", file=sys.stderr
+            )
         raise
     finally:
         progress.close()
