@@ -1,7 +1,7 @@
-"""Draw the figures of one network, all k and seeds of the grid together, and write the tables behind them.
+"""Draw the figures of one network, all k and seeds of the grid together, and note what they were made from.
 
 reads:   metrics/<profile>/<model>-<k>-<seed>/ of every run in the grid; energy in params.yaml
-writes:  plots/<profile>/<model>/: eight figures as .png and .svg, and the tables behind them as .csv
+writes:  plots/<profile>/<model>/: eight figures as .png and .svg; sources.csv (SHA-256 of every result file)
 """
 
 from pathlib import Path
@@ -12,15 +12,14 @@ from quantspike.reporting.figures.comparison import compare_results
 from quantspike.reporting.figures.gallery import FIGURES
 from quantspike.reporting.figures.style import save
 from quantspike.reporting.results import read_all
-from quantspike.reporting.tables import TABLES, write_table
+from quantspike.reporting.tables import sources_table, write_table
 from quantspike.workflow import cli
 
 
 def main(params: Params, root: Path, profile: str, model: str) -> None:
     results = read_all([run for run in grid_runs(params, root) if (run.profile, run.model) == (profile, model)])
     folder = plots_folder(profile, model, root)
-    for name, table in TABLES.items():
-        write_table(folder / f"{name}.csv", table(results))
+    write_table(folder / "sources.csv", sources_table(results))
     comparison = compare_results(results, params.energy)
     for name, draw in FIGURES.items():
         save(draw(comparison), folder, name)

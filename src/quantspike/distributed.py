@@ -51,14 +51,6 @@ class Group:
         distributed.all_reduce(total)
         return total
 
-    def all_reduce_max(self, value: int) -> int:
-        """Return the largest value of all processes, in each of them."""
-        if self.size == 1:
-            return value
-        largest = torch.tensor(value)
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-        return int(largest)
-
     def broadcast(self, values: Tensor) -> None:
         """Overwrite `values` with those of the first process."""
         if self.size > 1:

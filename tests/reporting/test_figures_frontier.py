@@ -22,7 +22,8 @@ from draw_figures import (
 from quantspike.reporting.figures.comparison import Comparison, Series
 from quantspike.reporting.figures.frontier import frontier
 from quantspike.reporting.palette import FULL_PRECISION, color_of
-from quantspike.reporting.tables import stops_table
+from quantspike.reporting.results import spiking_results
+from quantspike.reporting.tables import LOSSES, stopping_step
 
 MARKERS = ("o", "s", "^")
 
@@ -60,15 +61,15 @@ def test_marks_stand_where_the_accuracy_stays_close_to_the_last_one_or_above() -
     assert marks_of(axes, color_of(1)) == dict.fromkeys(MARKERS, (20, pytest.approx(95)))
 
 
-def test_the_words_below_say_the_same_as_the_table_of_stops() -> None:
-    table = stops_table(results_of("published"))
+def test_the_words_below_say_the_same_as_the_marks() -> None:
     figure = figure_of("frontier", "published")
     head, *rows = table_of(figure.axes[2])
     assert head == ["", "● within 0.1 points", "■ within 0.5 points", "▲ within 1 point", "last step"]
     assert figure.axes[2].get_title(loc="left").endswith("percentage points of the final accuracy, or above")
     for k, (name, *stops, last) in enumerate(rows):
         assert name == f"k = {k}"
-        expected = table[table["k"] == str(k)]
+        (steps,) = [result.steps for result in spiking_results(results_of("published")) if result.run.k == k]
+        expected = steps.iloc[[stopping_step(steps["accuracy"], loss) - 1 for loss in LOSSES]]
         assert stops == [f"{one.synops / 1e6:,.0f}, step {one.step}" for one in expected.itertuples()]
         # 270 million x 1.64^k, nearly all of them by step 100
         assert last == f"{270 * 1.64**k:,.0f}"

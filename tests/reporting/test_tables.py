@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,13 @@ from hypothesis import strategies as st
 from make_results import change_json, data_set, make_grid, make_params, make_run
 from quantspike.errors import QuantspikeError
 from quantspike.paths import Run, grid_runs
-from quantspike.reporting.results import COUNTS, RunResult, read_all, spiking_results
+from quantspike.reporting.results import RunResult, read_all
 from quantspike.reporting.tables import (
-    LOSSES,
     RUNS_COLUMNS,
     SUMMARY_COLUMNS,
-    TABLES,
-    layers_table,
     runs_table,
     sources_table,
-    steps_table,
     stopping_step,
-    stops_table,
     summary_table,
     write_table,
 )
@@ -122,32 +116,6 @@ def test_seeds_on_different_images_are_not_averaged(tmp_path: Path) -> None:
         summary_table(read_all([first, second]))
 
 
-def test_the_steps_table_has_a_row_per_spiking_run_and_step(results: list[RunResult]) -> None:
-    table = steps_table(results)
-    columns = "profile,model,k,seed,step,accuracy,positive_spikes,negative_spikes,net_spikes,synops,settled"
-    assert ",".join(table.columns) == columns
-    assert table["k"].tolist() == ["0"] * 100 + ["1"] * 100 + ["2"] * 100
-
-
-def test_the_layers_table_is_the_last_step_of_each_layer_with_its_token(results: list[RunResult]) -> None:
-    table = layers_table(results)
-    assert list(table.columns) == [*KEYS, "layer", "token", "neurons", *COUNTS]
-    assert table["k"].tolist() == ["0"] * 10 + ["1"] * 10 + ["2"] * 10
-    assert table["layer"].tolist() == list(range(1, 11)) * 3
-    assert table["token"].tolist() == ["96C3", "256C3", "P2", "384C3", "P2", "384C3", "256C3", "P2", "1024", "1024"] * 3
-    # By hand: 96 x 24 x 24 neurons in the first layer, 256 x 12 x 12 in the third.
-    assert table["neurons"].tolist()[:3] == [55_296, 147_456, 36_864]
-    # A tenth of 270 million x (1 - exp(-100 / 2.5)) each
-    assert table["synops"].tolist()[:10] == pytest.approx([27e6] * 10)
-
-
-def test_layers_add_up_to_the_last_step(results: list[RunResult]) -> None:
-    layers, steps = layers_table(results), steps_table(results)
-    sums = layers.groupby(["k", "seed"])[list(COUNTS[:4])].sum()
-    last = steps[steps["step"] == 100].set_index(["k", "seed"])[list(COUNTS[:4])]
-    pd.testing.assert_frame_equal(sums, last)
-
-
 def test_the_sources_table_changes_with_any_result_file(seeds: list[Run]) -> None:
     results = read_all(seeds)
     before = sources_table(results)
@@ -158,39 +126,7 @@ def test_the_sources_table_changes_with_any_result_file(seeds: list[Run]) -> Non
     assert changed[["run", "file"]].to_numpy().tolist() == [["paper-cnn1-0-1", "certificate.json"]]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables_can_be_written_and_have_their_titles_without_rows_too(
-    results: list[RunResult], name: str, tmp_path: Path
-) -> None:
-    table = TABLES[name](results)
-    write_table(tmp_path / f"{name}.csv", table)
-    read = pd.read_csv(tmp_path / f"{name}.csv", dtype={"k": str})
-    assert list(read.columns) == list(table.columns) == list(TABLES[name]([]).columns)
-    assert len(read) == len(table) > 0 == len(TABLES[name]([]))
-
-
 # Where to stop
-
-
-def stops(results: list[RunResult], accuracy: list[float]) -> pd.DataFrame:
-    """Return the stops of a run with this accuracy by step and counts of t times 10, 2, 8, 100 and 0.1 at step t."""
-    steps = pd.DataFrame({"step": range(1, len(accuracy) + 1), "accuracy": accuracy})
-    for name, value in zip(COUNTS, (10.0, 2.0, 8.0, 100.0, 0.1), strict=True):
-        steps[name] = value * steps["step"]
-    return stops_table([results[0], replace(spiking_results(results)[1], steps=steps)])
-
-
-def test_stops_are_the_first_steps_from_which_the_accuracy_stays_close(results: list[RunResult]) -> None:
-    # The last accuracy is 0.92: from step 5 on it is within 0.001, from step 4 on within 0.005 and within 0.01: step 2
-    # is, but step 3 is not.
-    table = stops(results, [0.5, 0.915, 0.8, 0.916, 0.9195, 0.92])
-    assert list(table.columns) == [*KEYS, "loss", "step", "accuracy", *COUNTS]
-    assert table["loss"].tolist() == list(LOSSES) == [0.001, 0.005, 0.01]
-    assert table["step"].tolist() == [5, 4, 4]
-    assert table["accuracy"].tolist() == [0.9195, 0.916, 0.916]
-    assert table["positive_spikes"].tolist() == [50, 40, 40]
-    assert table["synops"].tolist() == [500, 400, 400]
-    assert table[KEYS].to_numpy().tolist() == [["paper", "cnn1", "1", 0]] * 3
 
 
 @pytest.mark.parametrize(

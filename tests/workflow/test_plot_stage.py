@@ -16,7 +16,6 @@ from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.paths import grid_runs
 from quantspike.reporting.figures.gallery import FIGURES
-from quantspike.reporting.tables import TABLES
 
 STAGE: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "stages" / "plot.py")))
 
@@ -41,13 +40,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("project"))
 
 
-def test_it_writes_every_figure_twice_and_every_table(drawn: Path) -> None:
+def test_it_writes_every_figure_twice_and_their_sources(drawn: Path) -> None:
     figures = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    assert {path.name for path in drawn.iterdir()} == figures | {f"{name}.csv" for name in TABLES}
-
-
-def test_the_tables_hold_all_runs(drawn: Path) -> None:
-    assert pd.read_csv(drawn / "steps.csv")["step"].tolist() == [1, 2, 3, 4, 5]
+    assert {path.name for path in drawn.iterdir()} == figures | {"sources.csv"}
+    # Of the baseline and of k = 1
     files = pd.read_csv(drawn / "sources.csv").groupby("run").size()
     assert files.to_dict() == {"paper-cnn1-fp32-0": 2, "paper-cnn1-1-0": 8}
 

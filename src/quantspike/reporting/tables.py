@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from quantspike import files
 from quantspike.errors import QuantspikeError
-from quantspike.reporting.results import COUNTS, RunResult, SpikingResult, result_files, spiking_results
+from quantspike.reporting.results import RunResult, SpikingResult, result_files
 
 PUBLISHED: tuple[str, ...] = (
     "ann_accuracy",
@@ -122,28 +121,6 @@ def summary_table(results: Sequence[RunResult]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS), dtype=object)
 
 
-def steps_table(results: Sequence[RunResult]) -> pd.DataFrame:
-    """Return one row per spiking run and step: profile, model, k, seed, step, accuracy, cumulative counts per image."""
-    return _long_table(spiking_results(results), lambda result: result.steps, ("step", "accuracy", *COUNTS))
-
-
-def layers_table(results: Sequence[RunResult]) -> pd.DataFrame:
-    """Return one row per spiking run and layer: profile, model, k, seed, layer, token, neurons, counts per image.
-
-    The counts are those after the last step; `token` is the layer's part of the layer string.
-    """
-    return _long_table(spiking_results(results), _last_layers, ("layer", "token", "neurons", *COUNTS))
-
-
-def stops_table(results: Sequence[RunResult]) -> pd.DataFrame:
-    """Return where to stop: one row per spiking run and accuracy that one is willing to lose.
-
-    Columns: profile, model, k, seed, loss (0 to 1), the first step from which the accuracy stays within that of the
-    last one, and the accuracy and cumulative counts per image at that step.
-    """
-    return _long_table(spiking_results(results), _stops, ("loss", "step", "accuracy", *COUNTS))
-
-
 def sources_table(results: Sequence[RunResult]) -> pd.DataFrame:
     """Return the SHA-256 of every result file, one row per file: what tables and figures were made from."""
     rows = [
@@ -221,41 +198,3 @@ def _summary_row(runs: pd.DataFrame) -> dict[str, Any]:
         if f"{name}_mean" in row and not pd.isna(other):
             row[f"{name}_difference"] = row[f"{name}_mean"] - float(other)
     return row
-
-
-def _last_layers(result: SpikingResult) -> pd.DataFrame:
-    table: pd.DataFrame = result.layers[result.layers["step"] == result.layers["step"].max()]
-    return table.assign(token=[result.architecture.layers[layer - 1].token for layer in table["layer"]])
-
-
-def _stops(result: SpikingResult) -> pd.DataFrame:
-    rows = [stopping_step(result.steps["accuracy"], loss) - 1 for loss in LOSSES]
-    return result.steps.iloc[rows].assign(loss=LOSSES)
-
-
-_Result = TypeVar("_Result", bound=RunResult)
-
-
-def _long_table(
-    results: Sequence[_Result], part: Callable[[_Result], pd.DataFrame], columns: tuple[str, ...]
-) -> pd.DataFrame:
-    """Return the same part of every result, one below the other, each line with the run it is from."""
-    tables = [
-        part(result).assign(
-            profile=result.run.profile, model=result.run.model, k=str(result.run.k), seed=result.run.seed
-        )
-        for result in results
-    ]
-    names = ["profile", "model", "k", "seed", *columns]
-    return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
-
-
-TABLES: Mapping[str, Callable[[Sequence[RunResult]], pd.DataFrame]] = MappingProxyType(
-    {
-        "steps": steps_table,
-        "layers": layers_table,
-        "stops": stops_table,
-        "sources": sources_table,
-    }
-)
-"""The tables behind the figures of one network, by the names of their files."""
