@@ -30,7 +30,7 @@ from quantspike.distributed import resolve_device
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network
-from quantspike.training.augmentation import Augmentation
+from quantspike.params import Recipe
 from quantspike.training.evaluation import splits
 from quantspike.training.loop import Callback, Settings, Training, use_bf16
 from quantspike.training.optimizer import make_adam
@@ -89,10 +89,17 @@ class OurLoop(Callback):
             phase=0,
             epochs=1,
             learning_rate=1e-3,
-            batch_size=options.batch,
             seed=0,
-            augmentation=Augmentation(CROP, flip=True, brightness=63, contrast=0.8),
-            activation_penalty=0,
+            crop=CROP,
+            recipe=Recipe(
+                batch_size=options.batch,
+                validation=0,
+                flip=True,
+                brightness=63,
+                contrast=0.8,
+                activation_penalty=0,
+                arithmetic="auto",
+            ),
             bf16=use_bf16("auto", device),
         )
         training, test = splits(dataset, device)

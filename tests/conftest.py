@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ import yaml
 from quantspike.data.dataset import Dataset, Labelled, build_dataset
 from quantspike.data.preparation import central_images
 from quantspike.networks.cnn import QuantizedCNN
+from quantspike.params import Recipe
+from quantspike.training.loop import Settings
 
 if TYPE_CHECKING:
     from tracking_processes import Server
@@ -51,6 +54,13 @@ PARAMS: dict[str, Any] = {
     "device": "cpu",
 }
 """A grid of a baseline and one k, which train in about a second."""
+
+
+def changed(settings: Settings, **changes: Any) -> Settings:
+    """Return settings of a phase with changes, those of the recipe included."""
+    recipe = {name: changes.pop(name) for name in list(changes) if name in Recipe.model_fields}
+    return replace(settings, recipe=settings.recipe.model_copy(update=recipe), **changes)
+
 
 Edit = Callable[..., Path]
 

@@ -12,7 +12,6 @@ import copy
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,15 +19,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from conftest import PARAMS, labelled, with_averages
+from conftest import PARAMS, changed, labelled, with_averages
 from quantspike.data.dataset import Dataset, build_dataset
 from quantspike.distributed import Group, process_group
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network
-from quantspike.params import Params
+from quantspike.params import Params, Recipe
 from quantspike.paths import Run, grid_runs
-from quantspike.training.augmentation import Augmentation
 from quantspike.training.evaluation import Split, splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training
 from quantspike.training.optimizer import adam_tensors, make_adam
@@ -41,13 +39,20 @@ SETTINGS = Settings(
     phase=0,
     epochs=2,
     learning_rate=0.01,
-    batch_size=16,  # of 40 images: 16, 16 and 8, which three processes share unevenly
     seed=5,
-    augmentation=Augmentation(4, flip=True, brightness=63.0, contrast=0.8),
-    activation_penalty=0.0,
+    crop=4,
+    recipe=Recipe(
+        batch_size=16,  # of 40 images: 16, 16 and 8, which three processes share unevenly
+        validation=0,
+        flip=True,
+        brightness=63.0,
+        contrast=0.8,
+        activation_penalty=0.0,
+        arithmetic="fp32",
+    ),
     bf16=False,
 )
-ONE_STEP = replace(SETTINGS, epochs=1, batch_size=35, learning_rate=1.0, activation_penalty=0.05)
+ONE_STEP = changed(SETTINGS, epochs=1, batch_size=35, learning_rate=1.0, activation_penalty=0.05)
 """With plain descent at rate 1, the gradient is what the weights lose in the step."""
 
 
@@ -96,7 +101,7 @@ def two_phases(group: Group) -> dict[str, Any]:
     network = small_network(frozen=False)
     adam = make_adam(network)
     small_training(SETTINGS, group, network, optimizer=adam).run()
-    second = small_training(replace(SETTINGS, phase=1, learning_rate=0.001), group, network, optimizer=adam)
+    second = small_training(changed(SETTINGS, phase=1, learning_rate=0.001), group, network, optimizer=adam)
     return {"records": second.run(), "weights": weights(second)}
 
 
@@ -113,7 +118,7 @@ class Counting(Callback):
 def partial_batches(batch_size: int, group: Group) -> dict[str, Any]:
     """Return the images of each step of an epoch, and how many an epoch is said to have."""
     counting = Counting()
-    training = small_training(replace(SETTINGS, epochs=1, batch_size=batch_size), group)
+    training = small_training(changed(SETTINGS, epochs=1, batch_size=batch_size), group)
     (record,) = training.run([counting])
     return {"steps": counting.images, "images": training.images, "accuracy": record.train_accuracy}
 
@@ -130,7 +135,7 @@ def error_of(group: Group, **changes: Any) -> str:
     """Return the error of a training with other settings, in which the loss becomes NaN in one process."""
     images = changes.pop("images", 40)
     try:
-        small_training(replace(SETTINGS, **changes), group, images=images).run([Spoil()])
+        small_training(changed(SETTINGS, **changes), group, images=images).run([Spoil()])
     except QuantspikeError as error:
         return str(error)
     return "no error"
@@ -207,4 +212,4 @@ if __name__ == "__main__":
         run_stage(folder, group)
         if group.rank == 0:
             torch.save(gathered, folder / "results.pt")
-        small_training(replace(SETTINGS, epochs=10**6), group).run([Crash()])
+        small_training(changed(SETTINGS, epochs=10**6), group).run([Crash()])

@@ -95,7 +95,8 @@ def test_a_gradient_is_the_mean_over_all_images_each_normalized_within_its_share
     training = splits(rows(), torch.device("cpu"))[0]
     generator = epoch_generator(ONE_STEP.seed, 0, 1, torch.device("cpu"))
     order = torch.randperm(35, generator=generator)
-    images = augment(training.images[order], draw(35, 6, ONE_STEP.augmentation, generator), ONE_STEP.augmentation)
+    draws = draw(35, 6, ONE_STEP.crop, ONE_STEP.recipe, generator)
+    images = augment(training.images[order], draws, ONE_STEP.crop)
     labels = training.labels[order]
 
     network = small_network(frozen=False).train()

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conftest import changed
 from make_networks import set_normalization
 from quantspike.data.dataset import Dataset
 from quantspike.data.preparation import central_images
@@ -23,9 +24,9 @@ from quantspike.data.sources import load_source
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network
-from quantspike.params import Precision
+from quantspike.params import Precision, Recipe
 from quantspike.training import loop
-from quantspike.training.augmentation import Augmentation, augment, draw
+from quantspike.training.augmentation import augment, draw
 from quantspike.training.checkpoints import load_checkpoint, resume_adam, save_checkpoint
 from quantspike.training.evaluation import Split, hold_out, predict, splits
 from quantspike.training.loop import Callback, Epoch, Objective, Settings, Training, epoch_generator, use_bf16
@@ -36,10 +37,17 @@ SETTINGS = Settings(
     phase=0,
     epochs=1,
     learning_rate=0.01,
-    batch_size=8,
     seed=5,
-    augmentation=Augmentation(4, flip=True, brightness=63.0, contrast=0.8),
-    activation_penalty=0.0,
+    crop=4,
+    recipe=Recipe(
+        batch_size=8,
+        validation=0,
+        flip=True,
+        brightness=63.0,
+        contrast=0.8,
+        activation_penalty=0.0,
+        arithmetic="fp32",
+    ),
     bf16=False,
 )
 ARCHITECTURE = Architecture.parse("4C3-P2-6C3-5", image_size=4, image_channels=1, classes=3)
@@ -104,17 +112,17 @@ def accuracy(network: QuantizedCNN, split: Split) -> float:
 def plain_batches(split: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of an epoch from the choices at its start, all images used."""
     generator = epoch_generator(settings.seed, settings.phase, epoch, CPU)
-    count, size = len(split), settings.batch_size
+    count, size = len(split), settings.recipe.batch_size
     order = torch.randperm(count, generator=generator)
-    draws = draw(count, split.images.shape[2], settings.augmentation, generator)
+    draws = draw(count, split.images.shape[2], settings.crop, settings.recipe, generator)
     for first in range(0, count, size):
         batch = slice(first, first + size)
-        images = augment(split.images[order[batch]], draws.part(batch), settings.augmentation)
+        images = augment(split.images[order[batch]], draws.part(batch), settings.crop)
         yield images.contiguous(memory_format=torch.channels_last), split.labels[order[batch]]
 
 
 def test_the_loop_equals_a_plain_loop_with_adam(split: Split, test: Split) -> None:
-    settings = replace(SETTINGS, epochs=2, batch_size=16)
+    settings = changed(SETTINGS, epochs=2, batch_size=16)
     shown: list[tuple[float, float]] = []
     watching = Calling(lambda training: shown.append((training.loss, training.accuracy)))
     weights, epochs = trained(split, test, settings, None, watching)
@@ -170,7 +178,7 @@ def test_a_last_partial_batch_is_used_unless_it_is_a_single_image(
     places: list[tuple[int, int, int]] = []
     watching = Calling(lambda training: places.append((training.epoch, training.step, training.seen)))
     network = new_network(ARCHITECTURE, 1, 5)
-    training = start(network, replace(SETTINGS, epochs=2, batch_size=size), split.part(slice(images)), test)
+    training = start(network, changed(SETTINGS, epochs=2, batch_size=size), split.part(slice(images)), test)
     training.run([watching])
     assert [len(batch) for batch in batches] == expected * 2
     assert (training.steps, training.images) == (len(expected), sum(expected))
@@ -179,7 +187,7 @@ def test_a_last_partial_batch_is_used_unless_it_is_a_single_image(
 
 
 def test_every_epoch_sees_every_image_once_in_another_order(split: Split, test: Split, batches: list[Tensor]) -> None:
-    trained(split, test, replace(SETTINGS, epochs=2, batch_size=16))
+    trained(split, test, changed(SETTINGS, epochs=2, batch_size=16))
     orders = [torch.cat(part).flatten(1).tolist() for part in (batches[:3], batches[3:])]
     assert orders[0] != orders[1] != split.images.flatten(1).tolist()
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(split.images.flatten(1).tolist())
@@ -201,7 +209,7 @@ def test_the_seed_alone_decides_the_weights_to_the_last_bit(split: Split, test: 
         torch.manual_seed(number)
         np.random.seed(number)
         before = torch.get_rng_state()
-        curves.append(start(network, replace(SETTINGS, epochs=2, seed=seed), split, test).run())
+        curves.append(start(network, changed(SETTINGS, epochs=2, seed=seed), split, test).run())
         assert torch.equal(torch.get_rng_state(), before)
     assert same(networks[0].state_dict(), networks[1].state_dict())
     assert curves[0] == curves[1]
@@ -226,7 +234,7 @@ def test_the_streams_are_those_of_all_results_so_far(place: tuple[int, int, int]
 
 
 def test_a_longer_training_begins_like_a_shorter_one(split: Split, test: Split) -> None:
-    short, long = (trained(split, test, replace(SETTINGS, epochs=epochs))[1] for epochs in (1, 3))
+    short, long = (trained(split, test, changed(SETTINGS, epochs=epochs))[1] for epochs in (1, 3))
     assert long[:1] == short
 
 
@@ -234,7 +242,7 @@ def test_a_longer_training_begins_like_a_shorter_one(split: Split, test: Split) 
 
 
 def test_neither_test_nor_held_out_images_change_the_weights(split: Split, test: Split) -> None:
-    settings = replace(SETTINGS, epochs=2)
+    settings = changed(SETTINGS, epochs=2)
     kept, held = hold_out(split, 10, seed=3)
     other = Split(255 - test.images[:7], (test.labels[:7] + 1) % 3)
     weights, epochs = trained(kept, test, settings)
@@ -268,7 +276,7 @@ def test_each_epoch_is_measured_after_its_last_step_and_reported(split: Split, t
         assert epoch.test_accuracy == accuracy(training.network, test)
         assert epoch.validation_accuracy == accuracy(training.network, split)
 
-    epochs = trained(split, test, replace(SETTINGS, epochs=3), split, Calling(on_epoch=on_epoch))[1]
+    epochs = trained(split, test, changed(SETTINGS, epochs=3), split, Calling(on_epoch=on_epoch))[1]
     assert reported == epochs
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3]
     assert {epoch.learning_rate for epoch in epochs} == {0.01}
@@ -286,7 +294,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_advice(value: float, s
         "try a tenth of it or a larger batch$"
     )
     with pytest.raises(QuantspikeError, match=message):
-        start(network, replace(SETTINGS, learning_rate=0.5), split, test).run()
+        start(network, changed(SETTINGS, learning_rate=0.5), split, test).run()
 
 
 def test_the_epoch_and_the_step_at_which_the_loss_became_infinite_are_named(
@@ -302,7 +310,7 @@ def test_the_epoch_and_the_step_at_which_the_loss_became_infinite_are_named(
     reported: list[Epoch] = []
     watching = Calling(on_epoch=lambda training, epoch: reported.append(epoch))
     with pytest.raises(QuantspikeError, match=r"^the loss became inf in epoch 2, step 3: the learning rate 0\.01 may"):
-        trained(split, test, replace(SETTINGS, epochs=3), None, watching)
+        trained(split, test, changed(SETTINGS, epochs=3), None, watching)
     assert len(reported) == 1
 
 
@@ -316,7 +324,7 @@ def test_long_epochs_check_the_losses_every_25_steps(split: Split, test: Split) 
 
     many = Split(split.images.repeat(4, 1, 1, 1), split.labels.repeat(4))  # 80 steps of two images
     with pytest.raises(QuantspikeError, match="the loss became nan in epoch 1, step 27"):
-        trained(many, test, replace(SETTINGS, batch_size=2), None, Calling(spoil))
+        trained(many, test, changed(SETTINGS, batch_size=2), None, Calling(spoil))
     assert steps[-1] == 49
 
 
@@ -327,7 +335,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch(split: Split, test:
 
     message = r"^blocks\.1\.normalization\.bias became NaN or infinite in epoch 2: the learning rate 0\.01 may"
     with pytest.raises(QuantspikeError, match=message):
-        trained(split, test, replace(SETTINGS, epochs=3), None, Calling(spoil))
+        trained(split, test, changed(SETTINGS, epochs=3), None, Calling(spoil))
 
 
 # Resuming
@@ -335,7 +343,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch(split: Split, test:
 
 @pytest.mark.parametrize("changes", [{}, {"activation_penalty": 0.01, "bf16": True}])
 def test_training_resumes_after_every_epoch_to_the_last_bit(changes: dict[str, Any], split: Split, test: Split) -> None:
-    settings = replace(SETTINGS, epochs=3, batch_size=16, **changes)
+    settings = changed(SETTINGS, epochs=3, batch_size=16, **changes)
     kept, held = hold_out(split, 10, seed=3)
     states: list[tuple[dict[str, Tensor], str]] = []
 
@@ -362,7 +370,7 @@ def test_training_resumes_after_every_epoch_to_the_last_bit(changes: dict[str, A
 def test_a_second_phase_continues_from_a_file_as_from_memory(
     k: Precision, split: Split, test: Split, tmp_path: Path
 ) -> None:
-    second = replace(SETTINGS, phase=1, epochs=2, learning_rate=0.001)
+    second = changed(SETTINGS, phase=1, epochs=2, learning_rate=0.001)
     results: list[Weights] = []
     for through_file, with_moments in ((False, True), (True, True), (True, False)):
         network = new_network(ARCHITECTURE, k, 5)
@@ -384,10 +392,10 @@ def test_every_weight_continues_with_its_own_moments(split: Split, test: Split, 
     # Fused Adam walks weights and moments in their order in memory, whatever their strides say.
     network = new_network(ARCHITECTURE, 1, 5)
     adam = make_adam(network)
-    Training(network, adam, replace(SETTINGS, epochs=3), split, test).run()  # 3 x 5 steps
+    Training(network, adam, changed(SETTINGS, epochs=3), split, test).run()  # 3 x 5 steps
     save_checkpoint(tmp_path / "x.safetensors", network, adam, {})
 
-    one_batch = replace(SETTINGS, phase=1, batch_size=40, learning_rate=0.001)
+    one_batch = changed(SETTINGS, phase=1, batch_size=40, learning_rate=0.001)
     plain = load_checkpoint(tmp_path / "x.safetensors", ARCHITECTURE, 1)
     ((batch, labels),) = plain_batches(split, one_batch, 1)
     functional.cross_entropy(plain.network(batch), labels).backward()
@@ -442,7 +450,7 @@ def test_the_penalty_is_the_spikes_per_neuron_that_the_activations_stand_for(k: 
         network.blocks[0].convolution.weight.fill_(2.6)
         network.blocks[1].convolution.weight.fill_(0.5)
         network.classifier.weight.zero_()
-    objective = Objective(network, replace(SETTINGS, activation_penalty=0.1))
+    objective = Objective(network, changed(SETTINGS, activation_penalty=0.1))
     loss, _ = objective(torch.ones(3, 1, 1, 1).double(), torch.tensor([0, 1, 1]))
     # Three equal images, two equal scores, two neurons.
     assert loss.item() == pytest.approx(3 * (math.log(2) + 0.1 * spikes / 2), rel=1e-6)
@@ -460,19 +468,18 @@ def test_the_penalty_counts_what_leaves_every_block(k: Precision) -> None:
     per_unit = 1 if k == "fp32" else 4
     # 4 channels of 4 x 4, 4 and 6 of 2 x 2, 5 of one.
     expected = float(plain.detach()) + 0.25 * per_unit * total / (64 + 16 + 24 + 5)
-    objective = Objective(network, replace(SETTINGS, activation_penalty=0.25))
+    objective = Objective(network, changed(SETTINGS, activation_penalty=0.25))
     assert objective(images, labels)[0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_digits_are_learned_and_with_a_penalty_from_fewer_activations(tmp_path: Path) -> None:
     training_images, test = splits(load_source("digits", downloads=tmp_path), CPU)
     architecture = Architecture.parse("8C3-P2-16", image_size=8, image_channels=1)
-    varied = Augmentation(8, flip=False, brightness=63.0, contrast=0.8)
-    settings = replace(SETTINGS, epochs=3, batch_size=50, augmentation=varied)
+    settings = changed(SETTINGS, epochs=3, batch_size=50, crop=8, flip=False)
     spikes = []
     for penalty in (0.0, 0.2):
         network = new_network(architecture, 1, 0)
-        records = start(network, replace(settings, activation_penalty=penalty), training_images, test).run()
+        records = start(network, changed(settings, activation_penalty=penalty), training_images, test).run()
         assert records[-1].test_accuracy > 0.8
         with torch.no_grad():
             maps = network.eval().activations(central_images(test.images, 8))
@@ -503,7 +510,7 @@ def test_activations_in_bf16_are_exact_multiples_of_the_step(k: int) -> None:
 def test_in_bf16_weights_moments_and_loss_stay_in_full_precision(split: Split, test: Split) -> None:
     weights, _ = trained(split, test)
     network = new_network(ARCHITECTURE, 1, 5)
-    training = start(network, replace(SETTINGS, bf16=True), split, test)
+    training = start(network, changed(SETTINGS, bf16=True), split, test)
     dtypes: set[torch.dtype] = set()
     for block in network.blocks:
         block.register_forward_hook(lambda module, given, out: dtypes.add(out.dtype))

@@ -11,23 +11,7 @@ import torch
 from torch import Tensor
 
 from quantspike.data.preparation import check_crop, standardize
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are varied.
-
-    Attributes:
-        crop: side of the square that the network sees, in pixels.
-        flip: whether half of the images are mirrored left to right.
-        brightness: the offset is uniform from minus to plus this, in grey levels.
-        contrast: the factor is uniform from 1 minus to 1 plus this.
-    """
-
-    crop: int
-    flip: bool
-    brightness: float
-    contrast: float
+from quantspike.params import Recipe
 
 
 @dataclass(frozen=True)
@@ -52,7 +36,7 @@ class Draws:
         return Draws(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
 
-def draw(n: int, image_size: int, settings: Augmentation, generator: torch.Generator) -> Draws:
+def draw(n: int, image_size: int, crop: int, recipe: Recipe, generator: torch.Generator) -> Draws:
     """Draw the choices for n images, on the generator's device.
 
     Settings that vary nothing draw all the same, so that settings can be compared on otherwise equal choices.
@@ -60,26 +44,27 @@ def draw(n: int, image_size: int, settings: Augmentation, generator: torch.Gener
     Args:
         n: number of images.
         image_size: side of the stored images, in pixels.
-        settings: what is varied, and how far.
+        crop: side of the square that the network sees, in pixels.
+        recipe: what is varied, and how far.
         generator: source of randomness.
 
     Raises:
         QuantspikeError: the crop is larger than the images.
     """
-    check_crop(image_size, settings.crop)
+    check_crop(image_size, crop)
     device = generator.device
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator, device=device) * (high - low) + low
 
-    corners = torch.randint(image_size - settings.crop + 1, (2, n), generator=generator, device=device)
-    flips = uniform(0.0, 1.0) < (0.5 if settings.flip else 0.0)
-    brightness = uniform(-settings.brightness, settings.brightness)
-    contrast = uniform(1 - settings.contrast, 1 + settings.contrast)
+    corners = torch.randint(image_size - crop + 1, (2, n), generator=generator, device=device)
+    flips = uniform(0.0, 1.0) < (0.5 if recipe.flip else 0.0)
+    brightness = uniform(-recipe.brightness, recipe.brightness)
+    contrast = uniform(1 - recipe.contrast, 1 + recipe.contrast)
     return Draws(corners[0], corners[1], flips, brightness, contrast)
 
 
-def augment(images: Tensor, draws: Draws, settings: Augmentation) -> Tensor:
+def augment(images: Tensor, draws: Draws, crop: int) -> Tensor:
     """Return training images: random crop, flip, brightness, contrast about each channel's mean, standardization.
 
     Nothing is clipped on the way, so the standardization takes the brightness out again; it is part of the
@@ -88,12 +73,12 @@ def augment(images: Tensor, draws: Draws, settings: Augmentation) -> Tensor:
     Args:
         images: uint8 [N, C, H, W].
         draws: the choices for these N images.
-        settings: those the choices were drawn for.
+        crop: side of the square that the choices were drawn for, in pixels.
 
     Returns:
         float32 [N, C, crop, crop].
     """
-    pixels = _windows(images, draws, settings.crop).float()
+    pixels = _windows(images, draws, crop).float()
     pixels += draws.brightness[:, None, None, None]
     means = pixels.mean(dim=(2, 3), keepdim=True)
     return standardize((pixels - means).mul_(draws.contrast[:, None, None, None]).add_(means))

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from quantspike.distributed import Group
 from quantspike.errors import QuantspikeError
 from quantspike.networks.cnn import QuantizedCNN
-from quantspike.training.augmentation import Augmentation, Draws, augment, draw
+from quantspike.params import Recipe
+from quantspike.training.augmentation import Draws, augment, draw
 from quantspike.training.evaluation import Split, channels_last, predict
 from quantspike.training.optimizer import adam_tensors, restore_adam
 
@@ -33,22 +34,16 @@ class Settings:
 
     Attributes:
         phase: how many phases the network was trained for before; each has random streams of its own.
-        epochs: passes over the training images.
-        learning_rate: Adam's learning rate.
-        batch_size: images per step, over all processes.
         seed: the run's seed.
-        augmentation: how training images are varied.
-        activation_penalty: added to the loss for each spike per neuron that the activations stand for.
         bf16: whether convolutions and the classifier multiply in bf16.
     """
 
     phase: int
     epochs: int
     learning_rate: float
-    batch_size: int
     seed: int
-    augmentation: Augmentation
-    activation_penalty: float
+    crop: int
+    recipe: Recipe
     bf16: bool
 
 
@@ -99,13 +94,13 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.bf16):
             scores, spikes = self._scores(images)
         loss = functional.cross_entropy(scores.float(), labels, reduction="sum")
-        if self.settings.activation_penalty:
-            loss = loss + self.settings.activation_penalty * spikes / self.network.architecture.neurons
+        if self.settings.recipe.activation_penalty:
+            loss = loss + self.settings.recipe.activation_penalty * spikes / self.network.architecture.neurons
         return loss, (scores.detach().argmax(1) == labels).sum()
 
     def _scores(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return class scores, and the spikes that all activations stand for if these are penalized."""
-        if not self.settings.activation_penalty:
+        if not self.settings.recipe.activation_penalty:
             return self.network(images), 0.0
         activations = list(self.network.activations(images))
         per_unit = 1.0 if self.network.k == "fp32" else 2.0**self.network.k
@@ -157,12 +152,12 @@ class Training:
             parameters["lr"] = settings.learning_rate
         self._objective = _shared(Objective(network, settings), group, self.device)
         # A batch must leave each process two images or more: one alone has no variance to be normalized by.
-        whole, rest = divmod(len(training), settings.batch_size)
+        whole, rest = divmod(len(training), settings.recipe.batch_size)
         self.steps = whole + (rest >= 2 * group.size)
-        if settings.batch_size < 2 * group.size or self.steps == 0:
+        if settings.recipe.batch_size < 2 * group.size or self.steps == 0:
             needed = f"{group.size} processes need {2 * group.size} at least: take fewer processes or a larger batch"
             raise QuantspikeError(
-                f"recipe.batch_size is {settings.batch_size} and there are {len(training)} training images, but "
+                f"recipe.batch_size is {settings.recipe.batch_size} and there are {len(training)} training images, but "
                 f"{'1 process needs 2 at least' if group.size == 1 else needed}"
             )
         self.records: list[Epoch] = []
@@ -178,12 +173,12 @@ class Training:
     @property
     def images(self) -> int:
         """Images of an epoch."""
-        return min(self.steps * self.settings.batch_size, len(self._training))
+        return min(self.steps * self.settings.recipe.batch_size, len(self._training))
 
     @property
     def seen(self) -> int:
         """Images trained on in the current epoch."""
-        return min(self.step * self.settings.batch_size, len(self._training))
+        return min(self.step * self.settings.recipe.batch_size, len(self._training))
 
     @property
     def loss(self) -> float:
@@ -227,8 +222,8 @@ class Training:
         self._correct.zero_()
         order, draws = self._draw()
         while self.step < self.steps:
-            first = self.step * self.settings.batch_size
-            batch = slice(first, min(first + self.settings.batch_size, len(order)))
+            first = self.step * self.settings.recipe.batch_size
+            batch = slice(first, min(first + self.settings.recipe.batch_size, len(order)))
             self._run_step(order[batch], draws.part(batch))
             self.step += 1
             if self.step % _CHECK_EVERY == 0 or self.step == self.steps:
@@ -241,7 +236,7 @@ class Training:
         """Learn from this process's share of a batch; the gradient is the mean over the whole batch."""
         shard = self.group.shard(len(chosen))
         images = self._training.images[chosen[shard]]
-        batch = channels_last(augment(images, draws.part(shard), self.settings.augmentation))
+        batch = channels_last(augment(images, draws.part(shard), self.settings.crop))
         loss, correct = self._objective(batch, self._training.labels[chosen[shard]])
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages over the processes, each of which has the sum over its own images.
@@ -272,7 +267,7 @@ class Training:
         generator = epoch_generator(self.settings.seed, self.settings.phase, self.epoch, self.device)
         count, size = len(self._training), self._training.images.shape[2]
         order = torch.randperm(count, generator=generator, device=self.device)
-        return order, draw(count, size, self.settings.augmentation, generator)
+        return order, draw(count, size, self.settings.crop, self.settings.recipe, generator)
 
     def _measure(self, split: Split) -> float:
         """Return the accuracy over images shared between the processes."""
@@ -280,7 +275,7 @@ class Training:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         if len(own):  # there may be fewer images than processes
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-                scores = predict(self.network, own.images, self.settings.augmentation.crop)
+                scores = predict(self.network, own.images, self.settings.crop)
             correct += (scores.argmax(1) == own.labels).sum()
         return self.group.all_reduce_sum(correct).item() / len(split)
 

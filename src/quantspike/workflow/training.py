@@ -20,7 +20,6 @@ from quantspike.networks.architecture import architecture_of
 from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
 from quantspike.params import Phase, TrainingStage
 from quantspike.paths import Run
-from quantspike.training.augmentation import Augmentation
 from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_adam, save_checkpoint
 from quantspike.training.evaluation import evaluate, hold_out, save_scores, splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training, use_bf16
@@ -152,16 +151,14 @@ def _phases(run: Run, stage: TrainingStage) -> list[tuple[int, Phase]]:
 
 
 def _settings(run: Run, index: int, phase: Phase, device: torch.device) -> Settings:
-    recipe = run.settings.recipe
     return Settings(
         phase=index,
         epochs=phase.epochs,
         learning_rate=phase.learning_rate,
-        batch_size=recipe.batch_size,
         seed=run.seed,
-        augmentation=Augmentation(run.settings.data.crop, recipe.flip, recipe.brightness, recipe.contrast),
-        activation_penalty=recipe.activation_penalty,
-        bf16=use_bf16(recipe.arithmetic, device),
+        crop=run.settings.data.crop,
+        recipe=run.settings.recipe,
+        bf16=use_bf16(run.settings.recipe.arithmetic, device),
     )
 
 
