@@ -7,9 +7,9 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,24 +31,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         QuantspikeError: the file system refuses the write (disk full, no permission).
     """
-    temporary: Path | None = None
+    # In the same folder, since a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Same folder, since a rename is atomic only within one file system.
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(descriptor)
-        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        # mkstemp creates private files; results get the permissions any other file would get.
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise QuantspikeError(f"{path} could not be written: {error}; the previous file is untouched") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -194,9 +189,3 @@ def absent(path: Path) -> QuantspikeError:
 def damaged(path: Path, reason: object) -> QuantspikeError:
     """Return the error for a file of this project that cannot be what was written."""
     return QuantspikeError(f"{path} is damaged ({reason}): delete it and run dvc repro")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -51,9 +51,6 @@ class Quantizer(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         return quantize(values, self.k)
 
-    def extra_repr(self) -> str:
-        return f"k={self.k}"
-
 
 class Block(nn.Sequential):
     """Convolution without bias, batch normalization, ReLU and, for an integer k, the quantizer."""

@@ -20,12 +20,6 @@ _SECTIONS = ("final", "snn", "finetune", "train", "baseline", "live")
 _FINALS = ("ann_accuracy", "snn_accuracy", "stable_step", "synops", "positive_spikes", "negative_spikes")
 _COLUMNS = ("params.`k`", *(f"metrics.`final/{name}`" for name in _FINALS), "params.`data.name`")
 
-# Older versions take the view for the whole state of the page, and fail where one of these is missing.
-_NOTHING_HIDDEN: dict[str, Any] = {
-    **{"runsExpanded": {}, "runsPinned": [], "runsHidden": [], "runsVisibilityMap": {}, "groupsExpanded": {}},
-    **{"groupBy": None, "viewMaximized": False, "runListHidden": False, "autoRefreshEnabled": True},
-}
-
 
 def view_tags(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return tags of the experiment: a view of all runs, and one for each profile and network.
@@ -37,8 +31,7 @@ def view_tags(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     for profile, model in dict.fromkeys(pairs):
         condition = f"tags.profile = '{profile}' and tags.model = '{model}'"
         tags[f"{_TAG}{profile}-{model}"] = _view(f"{profile} {model}", condition)
-    # Version 3.5 otherwise guesses the kind, by a redirection that loses the charts.
-    return tags | {"mlflow.experimentKind": "custom_model_development"}
+    return tags
 
 
 def published_views(uri: str) -> tuple[str, list[str]] | None:
@@ -60,9 +53,8 @@ def published_views(uri: str) -> tuple[str, list[str]] | None:
 def _view(name: str, condition: str) -> str:
     """Return a view of the runs that a search filter accepts, under the name that the menu "Views" shows."""
     # MLflow adds sections of charts itself, one for each prefix of a metric.
-    state = {**_NOTHING_HIDDEN, **_table(condition), **_charts("Accuracy and SOPs")}
-    # Versions with a menu of views read `name`, `createdAt` and `state`; older ones read the fields themselves.
-    return _compact({**state, "name": name, "createdAt": 0, "updatedAt": 0, "state": _compact(state)})
+    state = {**_table(condition), **_charts("Accuracy and SOPs")}
+    return _compact({"name": name, "createdAt": 0, "updatedAt": 0, "state": _compact(state)})
 
 
 def _table(condition: str) -> dict[str, Any]:

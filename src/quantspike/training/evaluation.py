@@ -38,10 +38,6 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device) -> Split:
-        """Return the same split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
-
     def part(self, chosen: slice) -> Split:
         """Return some of the images."""
         return Split(self.images[chosen], self.labels[chosen])
@@ -49,9 +45,9 @@ class Split:
 
 def splits(dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
     """Return training and test images of a data set on a device."""
-    training = Split(torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels))
-    test = Split(torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels))
-    return training.to(device), test.to(device)
+    pairs = (dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)
+    training, test = (Split(*(torch.from_numpy(array).to(device) for array in pair)) for pair in pairs)
+    return training, test
 
 
 def hold_out(images: Split, count: int, seed: int) -> tuple[Split, Split | None]:
