@@ -8,8 +8,8 @@ from pathlib import Path
 
 from quantspike.params import Params
 from quantspike.paths import grid_runs, plots_folder
+from quantspike.reporting.figures import FIGURES
 from quantspike.reporting.figures.comparison import compare_results
-from quantspike.reporting.figures.gallery import FIGURES
 from quantspike.reporting.figures.style import save
 from quantspike.reporting.results import read_all
 from quantspike.reporting.tables import sources_table, write_table

@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from make_results import ENERGY, data_set, make_params, make_run
 from quantspike.params import Energy
 from quantspike.paths import grid_runs
+from quantspike.reporting.figures import FIGURES
 from quantspike.reporting.figures.comparison import Comparison, compare_results
-from quantspike.reporting.figures.gallery import FIGURES
 from quantspike.reporting.results import RunResult, SpikingResult, read_all, spiking_results
 
 PRICES = Energy(**ENERGY)

@@ -167,7 +167,6 @@ def make_tracked_run(folder: Path, key: str = KEY, loss: float = 0.5, **changes:
         "finals": {"final/ann_accuracy": 1 - loss},
         "files": [result],
         "figures": [figure],
-        "commit": "abcd",
     }
     return TrackedRun(**(content | changes))
 

@@ -30,8 +30,8 @@ from draw_figures import (
     texts_of,
 )
 from quantspike.errors import QuantspikeError
+from quantspike.reporting.figures import FIGURES, LOG_FIGURES
 from quantspike.reporting.figures.comparison import Comparison, compare_logs, compare_results
-from quantspike.reporting.figures.gallery import FIGURES, LOG_FIGURES
 from quantspike.reporting.figures.style import paper, readable, save, tint, unit_of
 from quantspike.reporting.logs import Logs, labelled
 from quantspike.reporting.palette import FULL_PRECISION, color_of

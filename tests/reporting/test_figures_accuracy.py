@@ -25,7 +25,7 @@ from draw_figures import (
 from quantspike.reporting.figures.accuracy import accuracy_speed, settling
 from quantspike.reporting.figures.comparison import Comparison, Series
 from quantspike.reporting.palette import FULL_PRECISION, color_of
-from quantspike.reporting.published import published, published_curve
+from quantspike.reporting.published import PUBLISHED, published_curve
 
 
 def with_steps(case: str, **columns: object) -> Comparison:
@@ -58,7 +58,7 @@ def test_every_network_has_the_level_of_its_ann() -> None:
 
 
 def test_published_full_precision_is_a_thin_grey_level_where_published_figures_apply() -> None:
-    full = published("cnn1", "fp32")
+    full = PUBLISHED["cnn1", "fp32"]
     assert full is not None
     assert full.ann_accuracy == 0.9266
     for axes in figure_of("accuracy_speed", "published").axes:

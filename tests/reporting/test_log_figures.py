@@ -8,12 +8,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
+from quantspike.reporting.figures import LOG_FIGURES
 from quantspike.reporting.figures.comparison import compare_logs
-from quantspike.reporting.figures.gallery import LOG_FIGURES
 from quantspike.reporting.figures.style import save
 from quantspike.reporting.logs import FILES, Logs, labelled, read_logs
 from quantspike.reporting.palette import color_of, spare_color
-from quantspike.reporting.published import published, published_curve
+from quantspike.reporting.published import PUBLISHED, published_curve
 
 # Ten images in one batch over three steps: 5, 8 and 9 correct; 40, 60 and 62 spikes, 40, 50 and 48 of them net.
 LINES = dict(zip(FILES, ([5, 8, 9], [40, 60, 62], [40, 50, 48], [400, 600, 620]), strict=True))
@@ -58,7 +58,7 @@ def test_up_to_four_logs_of_one_k_or_of_none_never_look_alike(tmp_path: Path) ->
 def test_the_published_network_lends_its_curves_neurons_and_operations(tmp_path: Path) -> None:
     comparison = compare_logs([(write(tmp_path / "k1"), 1, "")], model="cnn1")
     (series,) = comparison.series
-    assert series.published == published("cnn1", 1)
+    assert series.published == PUBLISHED["cnn1", 1]
     curve = published_curve("cnn1", 1)
     assert curve is not None
     assert series.published_curve is not None

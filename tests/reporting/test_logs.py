@@ -240,9 +240,6 @@ LAYOUTS: dict[str, tuple[Content, dict[str, int], str]] = {
         {"images": 4, "steps": 2},
         "accuracy.txt, line 1 (batch 1, step 1): found 2, but of 4 images in 4 batches, each has 0 to 1 correct",
     ),
-    "no images": (VALID, {"images": 0, "steps": 4}, "--images must be a whole number from 1, found 0"),
-    "negative steps": (VALID, {"images": 5, "steps": -1}, "--steps must be a whole number from 1, found -1"),
-    "empty batches": (VALID, {"images": 5, "steps": 4, "batch": 0}, "--batch must be a whole number from 1, found 0"),
 }
 
 

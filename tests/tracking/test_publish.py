@@ -72,7 +72,7 @@ def test_a_run_holds_everything_that_was_given(uri: str, run: TrackedRun) -> Non
     assert (found.info.run_name, found.info.status) == (KEY, "FINISHED")
     assert found.data.params == {"k": "1", "train.learning_rate": "0.001"}
     assert found.data.metrics == {"train/loss": 0.5 / 300, "final/ann_accuracy": 0.5}
-    expected = {"model": "cnn1", "mlflow.runColor": "#d55e00", "mlflow.source.git.commit": "abcd"}
+    expected = {"model": "cnn1", "mlflow.runColor": "#d55e00"}
     assert expected.items() <= found.data.tags.items()
     assert found.data.tags["mlflow.note.content"] == "| loss | 0.5 |"
     assert points_of(uri, found, "train/loss") == [(epoch, 0.5 / epoch) for epoch in range(1, 301)]
@@ -89,7 +89,7 @@ def test_curves_and_params_longer_than_a_batch_arrive_completely(uri: str, run: 
 
 
 def test_nothing_is_told_about_the_user(uri: str, run: TrackedRun) -> None:
-    published([replace(run, tags={"model": "cnn1"}, commit=None)], uri)
+    published([replace(run, tags={"model": "cnn1"})], uri)
     own = {f"quantspike.{name}" for name in ("key", "fingerprint", "appearance")}
     assert set(the_run(uri).data.tags) == {"model", "mlflow.note.content", "mlflow.runName"} | own
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
@@ -165,12 +165,11 @@ def test_name_tags_description_and_figures_change_in_the_same_run(uri: str, run:
     published([run], uri)
     before = the_run(uri).info.run_id
     run.figures[0].write_bytes(b"a picture with k = 3")
-    new = replace(run, name="CNN 1", description="Better words.", tags={"model": "CNN 1"}, commit="later")
+    new = replace(run, name="CNN 1", description="Better words.", tags={"model": "CNN 1"})
     assert published([new], uri) == PublishReport(updated=1)
     found = the_run(uri)
     assert (found.info.run_id, found.info.run_name, found.data.tags["model"]) == (before, "CNN 1", "CNN 1")
     assert found.data.tags["mlflow.note.content"] == "Better words."
-    assert found.data.tags["mlflow.source.git.commit"] == "abcd"  # of the first publication
     assert artifact(uri, "figures/sops.png") == b"a picture with k = 3"
     assert published([new], uri) == PublishReport(unchanged=1)
 

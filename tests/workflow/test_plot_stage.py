@@ -15,7 +15,7 @@ from make_results import data_set, make_grid, make_params, make_run
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.paths import grid_runs
-from quantspike.reporting.figures.gallery import FIGURES
+from quantspike.reporting.figures import FIGURES
 
 STAGE: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "stages" / "plot.py")))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from quantspike.tracking.publish import TrackedRun
 from quantspike.training.checkpoints import save_checkpoint
 from quantspike.training.optimizer import make_adam
 from quantspike.workflow import publishing
-from quantspike.workflow.publishing import head_commit, live_run, publish_results, run_name, tracked_run
+from quantspike.workflow.publishing import live_run, publish_results, run_name, tracked_run
 
 
 def paper_run(root: Path, k: Any = 1, seed: int = 0, **changes: Any) -> Run:
@@ -114,12 +113,11 @@ def test_a_run_that_never_settled_has_no_settled_step(tmp_path: Path) -> None:
 
 
 def test_tags_colour_the_run_and_hide_the_user(tmp_path: Path) -> None:
-    run = tracked_run(result_of(tmp_path), commit="abcd")
+    run = tracked_run(result_of(tmp_path))
     assert run.tags == {
         **{"profile": "paper", "model": "cnn1", "k": "1", "seed": "0", "mlflow.runColor": color_of(1)},
         **{"mlflow.user": "quantspike", "mlflow.source.name": "quantspike", "mlflow.source.type": "LOCAL"},
     }
-    assert run.commit == "abcd"
 
 
 def test_files_are_the_result_files_and_figures_those_of_the_network(tmp_path: Path) -> None:
@@ -224,34 +222,3 @@ def test_a_live_run_shows_what_the_published_run_will(project: Path, monkeypatch
     assert (uri, key, name, tags) == (f"sqlite:///{project.resolve()}/mlflow.db", run.key, run.name, run.tags)
     assert params.items() <= run.params.items()
     assert options == {"fresh": False, "tell": print}
-
-
-# The commit
-
-
-def commit_all(folder: Path) -> str:
-    """Commit a small project; return the commit."""
-    (folder / "dvc.yaml").write_text("stages: {}\n")
-    (folder / "src").mkdir()
-    (folder / "src" / "code.py").write_text("")
-    identity = ["-c", "user.name=x", "-c", "user.email=x@localhost"]
-    for command in (["init", "-q"], ["add", "dvc.yaml", "src"], [*identity, "commit", "-q", "-m", "first"]):
-        subprocess.run(["git", "-C", folder, *command], check=True)
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_code_that_is_not_committed_marks_the_commit(tmp_path: Path) -> None:
-    head = commit_all(tmp_path)
-    (tmp_path / "results.csv").write_text("other files do not count")
-    assert head_commit(tmp_path) == head
-    subprocess.run(["git", "-C", tmp_path, "config", "status.showUntrackedFiles", "no"], check=True)
-    (tmp_path / "src" / "more.py").write_text("x = 1\n")
-    assert head_commit(tmp_path) == f"{head}-dirty"
-
-
-def test_a_repository_that_merely_contains_the_project_gives_no_commit(tmp_path: Path) -> None:
-    commit_all(tmp_path)
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "dvc.yaml").write_text("stages: {}\n")
-    assert head_commit(tmp_path / "inner") is None

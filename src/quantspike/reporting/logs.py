@@ -62,7 +62,7 @@ class Logs:
     @property
     def stable_step(self) -> int:
         """First step, from 1, from which the accuracy no longer changes: the published "Time Steps"."""
-        # `measures.stable_step` is the same; importing it would load torch, which takes longer than reading logs.
+        # As `measures.stable_step`, which reporting does not import.
         changes = np.flatnonzero(self.correct != self.correct[-1])
         return int(changes[-1]) + 2 if len(changes) else 1
 
@@ -117,9 +117,6 @@ def read_logs(folder: Path, images: int, steps: int, batch: int | None = None) -
         QuantspikeError: a file is missing or damaged, or the files contradict each other, `images` or `steps`;
             file and line are named.
     """
-    for option, value in (("--images", images), ("--steps", steps), ("--batch", 1 if batch is None else batch)):
-        if value < 1:
-            raise QuantspikeError(f"{option} must be a whole number from 1, found {value}")
     names = _listing(folder)
     if missing := [name for name in FILES if name not in names]:
         raise QuantspikeError(

@@ -90,12 +90,7 @@ def _load() -> dict[tuple[str, Precision], Published]:
 
 
 PUBLISHED: Mapping[tuple[str, Precision], Published] = MappingProxyType(_load())
-"""Every published network, by model and k."""
-
-
-def published(model: str, k: Precision) -> Published | None:
-    """Return the published figures of a network, or `None` if that precision was not published."""
-    return PUBLISHED.get((model, k))
+"""Every published network, by model and k; nothing was published for other k."""
 
 
 def published_curve(model: str, k: Precision) -> pd.DataFrame | None:

@@ -15,7 +15,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.files import absent, damaged, read_json
 from quantspike.networks.architecture import Architecture, architecture_of
 from quantspike.paths import Run
-from quantspike.reporting.published import Published, is_published_network, published
+from quantspike.reporting.published import PUBLISHED, Published, is_published_network
 
 MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate")
 """What baseline.csv, train.csv and finetune.csv hold per epoch."""
@@ -257,7 +257,7 @@ def read_run(run: Run) -> RunResult:
         architecture=architecture_of(run, classes=len(evaluation.data.classes)),
         evaluation=evaluation,
         training=_read_training(run),
-        published=published(run.model, run.k) if comparable else None,
+        published=PUBLISHED.get((run.model, run.k)) if comparable else None,
     )
     return result if run.k == "fp32" else _read_spiking(result)
 

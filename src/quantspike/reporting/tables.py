@@ -84,9 +84,6 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
 LOSSES = (0.001, 0.005, 0.01)
 """Accuracies that one may be willing to lose, as shares of the test images: 0.1, 0.5 and 1 percentage points."""
 
-_DIGITS = 9
-"""Decimal places that count: 0.9264 - 0.9254 is not quite 0.001 in binary."""
-
 
 def stopping_step(accuracy: ArrayLike, loss: float) -> int:
     """Return the first step, from 1, from which the accuracy stays above the last one minus `loss`, or equal to it.
@@ -96,7 +93,8 @@ def stopping_step(accuracy: ArrayLike, loss: float) -> int:
         loss: largest distance below the last accuracy, from 0 to 1.
     """
     curve = np.asarray(accuracy, np.float64)
-    too_low = np.flatnonzero(np.round(curve[-1] - curve, _DIGITS) > loss)
+    # Rounded, since 0.9264 - 0.9254 is not quite 0.001 in binary.
+    too_low = np.flatnonzero(np.round(curve[-1] - curve, 9) > loss)
     return int(too_low[-1]) + 2 if len(too_low) else 1
 
 

@@ -155,16 +155,13 @@ def write_logs(folder: Path, trace: Trace, labels: Integers, log_batch: int) -> 
 
 def verdict(trace: Trace) -> str:
     """Return the result in one sentence, for the terminal."""
-    settled = trace.settled_step > 0
-    unsettled = f"{int((~settled).sum())} of {trace.images} images had not settled by the settling limit"
-    if not settled.any():
-        return unsettled
-    equal = int(settled.sum()) - trace.mismatching_images
+    settled = int((trace.settled_step > 0).sum())
     text = (
-        f"{equal} of {trace.images} images settled by step {trace.settled_step.max()}, "
+        f"{settled - trace.mismatching_images} of {trace.images} images settled by step {trace.settled_step.max()}, "
         "equal to the integer network in every net count"
     )
-    return text if settled.all() else f"{text}; {unsettled}"
+    late = trace.images - settled
+    return f"{text}; {late} had not settled by the settling limit" if late else text
 
 
 def check_proved(trace: Trace) -> None:

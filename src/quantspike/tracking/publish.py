@@ -44,7 +44,6 @@ class TrackedRun:
         files: result files.
         figures: pictures.
         model: the trained network, if its file is available; added to the run as soon as it is.
-        commit: git commit at which a new run is published.
     """
 
     name: str
@@ -57,7 +56,6 @@ class TrackedRun:
     files: Sequence[Path]
     figures: Sequence[Path] = ()
     model: TrackedModel | None = None
-    commit: str | None = None
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the results."""
@@ -134,8 +132,7 @@ def _publish_run(client: MlflowClient, experiment: str, run: TrackedRun) -> tupl
 
 def _create(client: MlflowClient, experiment: str, run: TrackedRun, fingerprint: str) -> str:
     now = round(1000 * time.time())
-    commit = {} if run.commit is None else {"mlflow.source.git.commit": run.commit}
-    tags = {**run.tags, **commit, KEY: run.key}
+    tags = {**run.tags, KEY: run.key}
     run_id = str(client.create_run(experiment, start_time=now, tags=tags, run_name=run.name).info.run_id)
     points = [(name, value, now, step) for name, curve in run.curves.items() for step, value in curve]
     points += [(name, value, now, 0) for name, value in run.finals.items()]

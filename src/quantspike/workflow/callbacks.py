@@ -25,7 +25,6 @@ class Progress(Callback):
     """Show a bar on a terminal, and print a line per epoch."""
 
     def __init__(self, training: Training) -> None:
-        self._shown = training.group.rank == 0
         self._epochs = training.settings.epochs
         self._bar = tqdm(
             total=self._epochs * training.images,
@@ -33,7 +32,7 @@ class Progress(Callback):
             unit=" images",
             smoothing=0.02,
             leave=False,
-            disable=None if self._shown else True,  # None: unless it is a terminal
+            disable=None if training.group.rank == 0 else True,  # None: unless it is a terminal
         )
 
     def on_step_end(self, training: Training) -> None:
@@ -44,7 +43,7 @@ class Progress(Callback):
 
     def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
         """Print the epoch."""
-        if self._shown:
+        if training.group.rank == 0:
             tqdm.write(describe(epoch, self._epochs), file=sys.stdout)
             sys.stdout.flush()
 

@@ -23,8 +23,6 @@ from quantspike.paths import Run, find_run, grid_runs
 _LAUNCHED = "QUANTSPIKE_LAUNCHED"
 """Set in processes that `launch` started, so that a command other than torchrun does not start them for ever."""
 
-_PR_SET_PDEATHSIG = 1
-
 
 def run_stage(
     main: Callable[[Run, str], None], description: str | None, *, shared: bool = False, baseline: bool = False
@@ -114,7 +112,7 @@ def end_with_parent() -> None:
     """Have the kernel send SIGTERM when the parent dies, so that a killed `dvc` leaves no orphan; Linux only."""
     parent = os.getppid()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the kernel was asked
         sys.exit(128 + signal.SIGTERM)
 

@@ -147,8 +147,8 @@ def show_logs(
 
 
 def _draw(logs: Sequence[Logs], folder: Path, model: str | None) -> None:
+    from quantspike.reporting.figures import LOG_FIGURES
     from quantspike.reporting.figures.comparison import compare_logs  # matplotlib, which reading logs does not need
-    from quantspike.reporting.figures.gallery import LOG_FIGURES
     from quantspike.reporting.figures.style import save
 
     comparison = compare_logs(labelled(logs), model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,10 +39,10 @@ def publish_results(results: Sequence[RunResult], root: Path) -> None:
     if not enabled():
         print("MLflow: tracking is off (QUANTSPIKE_TRACKING), nothing published")
         return
-    uri, commit = tracking_uri(root), head_commit(root)
+    uri = tracking_uri(root)
     views = view_tags((result.run.profile, result.run.model) for result in results)
     try:
-        report = publish([tracked_run(result, commit) for result in results], uri=uri, views=views)
+        report = publish([tracked_run(result) for result in results], uri=uri, views=views)
     except QuantspikeError as error:
         print(f"warning: {error}. Nothing is lost: `make publish` delivers the runs later", file=sys.stderr)
         return
@@ -97,13 +96,8 @@ def run_settings(run: Run) -> dict[str, str | int | float]:
     }
 
 
-def tracked_run(result: RunResult, commit: str | None = None) -> TrackedRun:
-    """Return what MLflow shows of a result.
-
-    Args:
-        result: of a finished run.
-        commit: git commit of the code, for a run that is published for the first time.
-    """
+def tracked_run(result: RunResult) -> TrackedRun:
+    """Return what MLflow shows of the result of a finished run."""
     run, evaluation = result.run, result.evaluation
     data, provenance = evaluation.data, evaluation.provenance
     return TrackedRun(
@@ -122,27 +116,7 @@ def tracked_run(result: RunResult, commit: str | None = None) -> TrackedRun:
         files=result_files(run),
         figures=sorted(plots_folder(run.profile, run.model, run.root).glob("*.png")),
         model=_model(result),
-        commit=commit,
     )
-
-
-def head_commit(root: Path) -> str | None:
-    """Return the git commit that is checked out, marked where the code differs from it; None without git."""
-    # A repository that merely contains the project's folder says nothing about the project.
-    if _git(root, "ls-files", "--error-unmatch", "dvc.yaml") is None:
-        return None
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", "dvc.yaml", "stages", "src")
-    return commit if commit is None or changed == "" else f"{commit}-dirty"
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """Return what git prints, None if it fails or is not installed."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _model(result: RunResult) -> TrackedModel | None:

@@ -17,7 +17,7 @@ from quantspike.distributed import process_group, resolve_device
 from quantspike.errors import QuantspikeError
 from quantspike.files import absent, file_sha256, write_csv, write_json
 from quantspike.networks.architecture import architecture_of
-from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
+from quantspike.networks.cnn import new_network, with_precision
 from quantspike.params import Phase, TrainingStage
 from quantspike.paths import Run
 from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_adam, save_checkpoint
@@ -48,8 +48,13 @@ def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
         own_device = group.own_device(resolve_device(device))
         dataset = load_dataset(run.dataset)
         start = _load_start(run, stage, dataset)
-        network = _start_network(run, start, dataset).to(own_device)
-        optimizer = make_adam(network) if start is None else resume_adam(start, network)
+        if start is None:
+            architecture = architecture_of(run, dataset.channels, dataset.classes)
+            network = new_network(architecture, run.k, run.seed).to(own_device)
+            optimizer = make_adam(network)
+        else:
+            network = with_precision(start.network, run.k).to(own_device)
+            optimizer = resume_adam(start, network)
         images, test = splits(dataset, own_device)
         images, validation = hold_out(images, run.settings.recipe.validation, run.seed)
         epochs: list[Epoch] = []
@@ -131,14 +136,9 @@ def resume_store(run: Run, stage: TrainingStage, index: int) -> ResumeStore:
 
 def write_epochs(path: Path, epochs: Sequence[Epoch]) -> None:
     """Write one row per epoch, counted on over the phases; columns as the fields of `Epoch`."""
-    columns: dict[str, list[Any]] = {
-        field.name: [_rounded(getattr(epoch, field.name)) for epoch in epochs] for field in fields(Epoch)
-    }
-    write_csv(path, columns | {"epoch": list(range(1, len(epochs) + 1))})
-
-
-def _rounded(value: float | None) -> float | str | None:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    columns = {field.name: [getattr(epoch, field.name) for epoch in epochs] for field in fields(Epoch)}
+    rounded = {name: [f"{v:.6g}" if isinstance(v, float) else v for v in values] for name, values in columns.items()}
+    write_csv(path, rounded | {"epoch": list(range(1, len(epochs) + 1))})
 
 
 def _phases(run: Run, stage: TrainingStage) -> list[tuple[int, Phase]]:
@@ -187,12 +187,6 @@ def _load_start(run: Run, stage: TrainingStage, dataset: Dataset) -> Checkpoint 
                 f"found {found.get(name)}; run dvc repro"
             )
     return checkpoint
-
-
-def _start_network(run: Run, start: Checkpoint | None, dataset: Dataset) -> QuantizedCNN:
-    if start is not None:
-        return with_precision(start.network, run.k)
-    return new_network(architecture_of(run, dataset.channels, dataset.classes), run.k, run.seed)
 
 
 def _depends_on(run: Run, stage: TrainingStage) -> dict[str, str | int | float | bool]:

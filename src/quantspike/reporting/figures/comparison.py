@@ -14,7 +14,7 @@ from quantspike.networks.architecture import Architecture
 from quantspike.params import Energy
 from quantspike.reporting.logs import Logs
 from quantspike.reporting.palette import color_of, spare_color
-from quantspike.reporting.published import CROP, LAYERS, Published, published, published_curve
+from quantspike.reporting.published import CROP, LAYERS, PUBLISHED, Published, published_curve
 from quantspike.reporting.results import RunResult, SpikingResult, spiking_results
 
 LineStyle = Literal["-", "--", "-.", ":"]
@@ -133,7 +133,7 @@ def compare_logs(logs: Sequence[tuple[Logs, int | None, str]], model: str | None
     return Comparison(
         title=f"{model or 'logs'}, {logs[0][0].images:,} test images",
         series=[_of_logs(*logs[index], precisions[:index].count(k), model) for index, k in enumerate(precisions)],
-        published=None if model is None else published(model, "fp32"),
+        published=None if model is None else PUBLISHED.get((model, "fp32")),
         architecture=None if model is None else Architecture.parse(LAYERS[model], image_size=CROP),
     )
 
@@ -158,5 +158,5 @@ def _of_logs(log: Logs, k: int | None, origin: str, index: int, model: str | Non
         style=_LINE_STYLES[index % len(_LINE_STYLES)],
         steps=[log.curve()],
         stable_step=log.stable_step,
-        published=None if model is None or k is None else published(model, k),
+        published=None if model is None or k is None else PUBLISHED.get((model, k)),
     )
