@@ -56,7 +56,7 @@ same-demo: $(READY)
 	@echo "all numbers of the demo are those of the last commit"
 
 test: lint
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	ruff check .

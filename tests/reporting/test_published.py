@@ -18,7 +18,6 @@ from quantspike.reporting.published import (
     Published,
     is_published_network,
     protocol_differences,
-    published,
     published_curve,
 )
 
@@ -28,20 +27,20 @@ def run_of(params: Params, model: str = "cnn1") -> Run:
 
 
 def test_a_published_row_is_read_with_all_its_figures() -> None:
-    row = published("cnn1", 1)
+    row = PUBLISHED.get(("cnn1", 1))
     assert row is not None
     assert (row.ann_accuracy, row.snn_accuracy, row.stable_step, row.synops) == (0.9277, 0.9277, 57, 414151035)
     assert (row.positive_spikes, row.negative_spikes) == (269847, 92767)
 
 
 def test_what_was_not_published_is_none() -> None:
-    spiking, full = published("cnn2", 0), published("cnn2", "fp32")
+    spiking, full = PUBLISHED.get(("cnn2", 0)), PUBLISHED.get(("cnn2", "fp32"))
     assert spiking is not None
     assert full is not None
     assert spiking.ann_accuracy is None
     assert (full.ann_accuracy, full.snn_accuracy, full.stable_step, full.synops) == (0.932, None, None, None)
     assert set(PUBLISHED) == {(model, k) for model in LAYERS for k in ("fp32", 0, 1, 2)}
-    assert published("cnn1", 3) is None
+    assert PUBLISHED.get(("cnn1", 3)) is None
 
 
 SPIKING = [row for row in PUBLISHED.values() if row.k != "fp32"]
