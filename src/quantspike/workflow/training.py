@@ -214,8 +214,5 @@ def _tell_start(training: Training, store: ResumeStore) -> None:
     if training.records:
         print(f"resumes after epoch {len(training.records)} of {training.settings.epochs}", flush=True)
     if foreign := store.foreign_states():
-        print(
-            f"note: {len(foreign)} states in {store.folder} belong to other params, code or data; they are not used, "
-            "and can be deleted",
-            file=sys.stderr,
-        )
+        note = f"note: {store.folder} holds {len(foreign)} states of other params, code or data"
+        print(f"{note}: they are not used and can be deleted", file=sys.stderr)
