@@ -1,4 +1,4 @@
-"""Measure the trained network, not as spikes, on the test images.
+"""Measure the trained network on the test images, before conversion.
 
 reads:   data/<profile>/images.safetensors, data/<profile>/<model>-<k>-<seed>/finetune.safetensors;
          data.crop and width of the profile in params.yaml

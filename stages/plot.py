@@ -19,10 +19,10 @@ from quantspike.workflow import cli
 def main(params: Params, root: Path, profile: str, model: str) -> None:
     results = read_all([run for run in grid_runs(params, root) if (run.profile, run.model) == (profile, model)])
     folder = plots_folder(profile, model, root)
-    write_table(folder / "sources.csv", sources_table(results))
     comparison = compare_results(results, params.energy)
     for name, draw in FIGURES.items():
         save(draw(comparison), folder, name)
+    write_table(folder / "sources.csv", sources_table(results))
 
 
 if __name__ == "__main__":

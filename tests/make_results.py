@@ -91,7 +91,8 @@ def make_run(run: Run, data: Mapping[str, Any] | None = None, **provenance: Any)
     accuracy = 0.9266 if run.k == "fp32" else 0.926 + 0.0022 * run.k
     accuracy = round(accuracy + 0.0015 * ((run.seed * 2) % 3 - 1) * (run.seed > 0), 4)
     _make_training(run, accuracy)
-    settings = run.settings.training_settings("baseline" if run.k == "fp32" else "finetune") | {"seed": run.seed}
+    settings = run.settings.training_settings("baseline" if run.k == "fp32" else "finetune")
+    settings |= {"seed": run.seed, "data.sha256": data["sha256"]}
     machine = {"arithmetic": "fp32", "device": "some processor", "processes": 1, "torch": "2.11.0"}
     evaluation = {
         "images": data["test_images"],

@@ -25,6 +25,13 @@ def error_of(path: Path) -> str:
 # The project's own file
 
 
+def test_yaml_merge_keys_are_resolved(write_params: Edit) -> None:
+    path = write_params()
+    shared, own = "  a: &a {layers: 8C3-16}\n", "  b: {<<: *a}\n"
+    path.write_text(path.read_text().replace("models:\n", f"models:\n{shared}{own}"))
+    assert load_params(path).models["b"].layers == "8C3-16"
+
+
 def test_the_paper_profile_is_the_published_protocol() -> None:
     params = load_params(ROOT / "params.yaml")
     assert (params.grid.model, params.grid.k) == (["cnn1", "cnn2"], [0, 1, 2])
@@ -144,7 +151,7 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
 
 K = "k is a whole number from 0 to 24, found"
 PLACES = "k counts binary places and lies between 0 and 24, found"
-NAME = "a name is made of letters, digits and underscores, found"
+NAME = "a name is text of letters, digits and underscores (a number in quotes), found"
 ABOVE, AT_LEAST, AT_MOST = (
     f"Input should be {relation} " for relation in ("greater than", "greater than or equal to", "less than or equal to")
 )

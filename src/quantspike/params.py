@@ -69,7 +69,7 @@ def _command(text: str) -> str:
 
 def _name(value: Any) -> Any:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"a name is made of letters, digits and underscores, found {value!r}")
+        raise ValueError(f"a name is text of letters, digits and underscores (a number in quotes), found {value!r}")
     return value
 
 
@@ -207,7 +207,7 @@ class Energy(Section):
 
 
 class Profile(Section):
-    """One protocol: images, network width and the settings of every stage, which bear the stages' names.
+    """One protocol: images, network width and the settings of every stage, under the names of the stages.
 
     Attributes:
         data: the images.
@@ -245,7 +245,7 @@ class Profile(Section):
 class Params(Section):
     """All of `params.yaml`.
 
-    `launch` and `device` change no more than the last digits of a training, so DVC does not watch them.
+    DVC does not watch `launch` and `device`: they change a training as another seed does, and no other result.
 
     Attributes:
         launch: command that starts the stages which several processes can share.
@@ -300,6 +300,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<, which the base class resolves
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in keys:
                 raise yaml.YAMLError(f"duplicate key {key!r} in line {key_node.start_mark.line + 1}")

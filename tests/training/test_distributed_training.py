@@ -25,7 +25,7 @@ from quantspike.paths import grid_runs
 from quantspike.training.augmentation import augment, draw
 from quantspike.training.checkpoints import load_checkpoint
 from quantspike.training.evaluation import predict, splits
-from quantspike.training.loop import epoch_generator
+from quantspike.training.loop import epoch_generator, use_bf16
 from quantspike.workflow.training import resume_store
 from share_training import ONE_STEP, State, resumed, rows, small_network
 
@@ -244,7 +244,7 @@ def test_sigterm_ends_a_stage_under_torchrun_and_keeps_its_last_state(folder: Pa
     assert process.returncode != 0
     assert [line.split("  ")[0] for line in lines] == [f"epoch {n}/1000000" for n in range(1, len(lines) + 1)]
     # A single process, or any number of them, resumes from here.
-    state = resume_store(run, "train", 0).load()
+    state = resume_store(run, "train", 0, use_bf16(run.settings.recipe.arithmetic, torch.device("cpu"))).load()
     assert state is not None
     assert len(state[1]) in (len(lines) - 1, len(lines))
     assert not run.network.exists()

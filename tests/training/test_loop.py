@@ -29,7 +29,16 @@ from quantspike.training import loop
 from quantspike.training.augmentation import augment, draw
 from quantspike.training.checkpoints import load_checkpoint, resume_adam, save_checkpoint
 from quantspike.training.evaluation import Split, hold_out, predict, splits
-from quantspike.training.loop import Callback, Epoch, Objective, Settings, Training, epoch_generator, use_bf16
+from quantspike.training.loop import (
+    Callback,
+    Epoch,
+    Objective,
+    Settings,
+    Training,
+    device_name,
+    epoch_generator,
+    use_bf16,
+)
 from quantspike.training.optimizer import adam_tensors, make_adam
 
 CPU = torch.device("cpu")
@@ -354,7 +363,8 @@ def test_training_resumes_after_every_epoch_to_the_last_bit(changes: dict[str, A
 
     whole = start(new_network(ARCHITECTURE, 1, 5), settings, kept, test, held)
     records = whole.run([Calling(on_epoch=keep)])
-    assert [json.loads(state[1]) for state in states] == [[asdict(r) for r in records[:n]] for n in (1, 2, 3)]
+    expected = [asdict(record) | {"device": device_name(CPU)} for record in records]
+    assert [json.loads(state[1]) for state in states] == [expected[:n] for n in (1, 2, 3)]
     for tensors, text in states:
         before = {name: value.clone() for name, value in tensors.items()}
         resumed = start(new_network(ARCHITECTURE, 1, 99), settings, kept, test, held)

@@ -154,6 +154,7 @@ def test_a_stopped_stage_exits_as_a_signal_would_and_the_first_process_says_so(
 ) -> None:
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
     assert exit_code(call, "--params", write_params(), *RUN, main=ending(error)) == status
     message = "interrupted: no half-written file is left; the same command runs this stage again\n"
     assert capsys.readouterr().err == ("" if rank == "1" else message)
@@ -249,10 +250,11 @@ def test_a_command_that_cannot_be_started_is_named(call: Call, write_params: Edi
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
-def test_a_training_whose_parent_is_killed_stops_and_keeps_its_state(
+def test_a_training_whose_dvc_is_killed_stops_and_keeps_its_state(
     tmp_path: Path, write_params: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANTSPIKE_TRACKING", "off")
+    monkeypatch.setenv("DVC_STAGE", "train@tiny-small-1-0")
     run_here(write_params({"profiles.tiny.train.epochs": 1_000_000}).parent, "download")
     output, errors = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
     stage = [sys.executable, str(STAGES / "train.py"), *arguments("train")]

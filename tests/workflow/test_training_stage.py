@@ -24,10 +24,12 @@ import yaml
 from tqdm import tqdm
 
 from conftest import PARAMS
+from quantspike.data.dataset import load_dataset
 from quantspike.distributed import Group
 from quantspike.networks.architecture import architecture_of
 from quantspike.params import TrainingStage, load_params
 from quantspike.paths import Run, find_run
+from quantspike.training import loop
 from quantspike.training.checkpoints import Checkpoint, load_checkpoint, resume_adam, save_checkpoint
 from quantspike.training.loop import Epoch, Training
 from quantspike.workflow import callbacks
@@ -138,7 +140,8 @@ def test_each_network_says_what_it_was_trained_with(finished: Path) -> None:
     for stage in TRAININGS:
         provenance = checkpoint_of(finished, stage).provenance
         settings = run_of(finished).settings.training_settings(stage)
-        assert provenance.pop("settings") == settings | {"seed": 0}
+        images = load_dataset(run_of(finished).dataset).fingerprint["sha256"]
+        assert provenance.pop("settings") == settings | {"seed": 0, "data.sha256": images}
         assert (provenance["arithmetic"], provenance["processes"], provenance["torch"]) == (
             "fp32",
             1,
@@ -327,6 +330,14 @@ def test_a_damaged_state_is_skipped_for_the_one_before(
     assert results(project, TRAIN) == results(finished, TRAIN)
 
 
+def test_a_training_resumed_on_another_machine_names_both(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_here(project, 3)
+    here = loop.device_name(torch.device("cpu"))
+    monkeypatch.setattr(loop, "device_name", lambda device: "another processor")
+    run_here(project, TRAIN)
+    assert checkpoint_of(project, TRAIN).provenance["device"] == f"{here}, then another processor"
+
+
 def test_states_of_other_params_are_not_used_and_wait_for_theirs(
     finished: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,7 +365,7 @@ def test_any_change_of_params_code_or_data_starts_anew(project: Path, monkeypatc
 
     def note(change: str, stage: TrainingStage = "train", **of_run: Any) -> None:
         run = find_run(load_params(project / "params.yaml"), "tiny", "small", of_run.get("k", 1), 0, project)
-        seen[change] = resume_store(run, stage, 0).fingerprint
+        seen[change] = resume_store(run, stage, 0, of_run.get("bf16", False)).fingerprint
 
     def note_params(place: str, value: Any) -> None:
         write_params(project, {place: value})
@@ -364,6 +375,7 @@ def test_any_change_of_params_code_or_data_starts_anew(project: Path, monkeypatc
     note("nothing")
     note("stage", stage="baseline")
     note("k", k=2)
+    note("arithmetic", bf16=True)
     for path in (copied / "workflow/training.py", copied / "training/loop.py", copied / "data/dataset.py"):
         content = path.read_text()
         path.write_text(content + "# a comment\n")
@@ -380,12 +392,12 @@ def test_any_change_of_params_code_or_data_starts_anew(project: Path, monkeypatc
     images.write_bytes(content[:-1] + b"\xff")
     note("data")
     images.write_bytes(content)
-    assert len(set(seen.values())) == len(seen) == 14
+    assert len(set(seen.values())) == len(seen) == 15
     for place, value in (("convert.weight_bits", 8), ("simulate.steps", 30), ("finetune.epochs", 9)):
         note_params(place, value)
     (copied / "conversion" / "convert.py").write_text("")
     note("conversion")
-    assert len(set(seen.values())) == 14
+    assert len(set(seen.values())) == 15
 
 
 @pytest.mark.parametrize("stage", TRAININGS)
@@ -495,7 +507,7 @@ def test_of_several_processes_only_the_first_one_shows_and_saves_anything(
 ) -> None:
     training: Any = SimpleNamespace(group=Group(1, 2), records=[], images=100, seen=50, loss=0.5, accuracy=0.5)
     training.settings, training.state = SimpleNamespace(epochs=2), lambda: ({}, [])
-    for callback in (Progress(training), SaveState(resume_store(run_of(project), "train", 0))):
+    for callback in (Progress(training), SaveState(resume_store(run_of(project), "train", 0, False))):
         callback.on_step_end(training)
         callback.on_epoch_end(training, Epoch(1, 2.3, 0.1, None, 0.1, 0.001))
     assert (*capsys.readouterr(), states(project, TRAIN)) == ("", "", [])

@@ -224,7 +224,7 @@ def outdated(result: RunResult) -> list[str]:
     """Return the settings that differ between params.yaml and a result, each as `name: expected ..., found ...`."""
     settings, evaluation = result.run.settings, result.evaluation
     expected = settings.training_settings("baseline" if result.run.k == "fp32" else "finetune")
-    expected["seed"] = result.run.seed
+    expected |= {"seed": result.run.seed, "data.sha256": evaluation.data.sha256}
     found = evaluation.provenance.settings
     pairs: dict[str, tuple[object, object]] = {
         name: (expected.get(name, "none"), found.get(name, "none")) for name in expected | found

@@ -1,4 +1,4 @@
-"""Training images as the network sees them: cropped, flipped, re-lit and standardized, a batch at a time.
+"""Vary training images and standardize them, a batch at a time.
 
 Everything runs where the images lie, so that a data set kept on the training device never leaves it.
 """

@@ -1,6 +1,6 @@
 """Networks as files: trained ones, and the states that an interrupted training resumes from.
 
-States lie outside the files that DVC knows, since DVC deletes those before it runs a stage. Their names bear a hash of
+States lie outside the files that DVC knows, since DVC deletes those before it runs a stage. Their names hold a hash of
 everything the training depends on, so that a change of params, code or data starts anew.
 """
 

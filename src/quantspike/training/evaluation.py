@@ -1,4 +1,4 @@
-"""Images on the device that computes, and what a trained network makes of them, before it becomes spikes."""
+"""Class scores and accuracy of a trained network, before conversion."""
 
 from __future__ import annotations
 

@@ -117,6 +117,7 @@ class Training:
         settings: what the phase does.
         group: the processes that share every batch.
         records: the epochs that are complete.
+        devices: the hardware that each of them was trained on.
         steps: steps of an epoch.
         step: steps done in the current epoch.
     """
@@ -161,6 +162,7 @@ class Training:
                 f"{'1 process needs 2 at least' if group.size == 1 else needed}"
             )
         self.records: list[Epoch] = []
+        self.devices: list[str] = []
         self.step = 0
         self._losses = torch.zeros(self.steps, dtype=torch.float64, device=self.device)
         self._correct = torch.zeros(self.steps, dtype=torch.int64, device=self.device)
@@ -205,7 +207,8 @@ class Training:
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Return what resuming after the last complete epoch needs: tensors by name, and the records as JSON."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        return tensors | adam_tensors(self.network, self.optimizer), [asdict(epoch) for epoch in self.records]
+        records = [asdict(epoch) | {"device": device} for epoch, device in zip(self.records, self.devices, strict=True)]
+        return tensors | adam_tensors(self.network, self.optimizer), records
 
     def restore(self, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]]) -> None:
         """Return to a state, whatever number of processes it was taken with."""
@@ -213,7 +216,8 @@ class Training:
         network = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         self.network.load_state_dict(network)
         restore_adam(self.network, self.optimizer, tensors)
-        self.records = [Epoch(**record) for record in records]
+        self.devices = [record["device"] for record in records]
+        self.records = [Epoch(**{name: record[name] for name in record if name != "device"}) for record in records]
 
     def _run_epoch(self, callbacks: Sequence[Callback]) -> Epoch:
         self.network.train()
@@ -260,6 +264,7 @@ class Training:
             learning_rate=self.settings.learning_rate,
         )
         self.records.append(record)
+        self.devices.append(device_name(self.device))
         return record
 
     def _draw(self) -> tuple[Tensor, Draws]:
@@ -308,6 +313,11 @@ def use_bf16(arithmetic: str, device: torch.device) -> bool:
         with torch.cuda.device(device):  # torch answers for the current GPU
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the hardware."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
 
 
 def _shared(objective: Objective, group: Group, device: torch.device) -> nn.Module:

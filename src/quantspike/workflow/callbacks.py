@@ -14,6 +14,7 @@ from tqdm import tqdm
 from quantspike.errors import QuantspikeError
 from quantspike.params import TrainingStage
 from quantspike.paths import Run
+from quantspike.tracking.store import enabled
 from quantspike.training.checkpoints import ResumeStore
 from quantspike.training.loop import Callback, Epoch, Training
 
@@ -69,11 +70,10 @@ class SaveState(Callback):
 
     def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
         """Write the state; a full disk is a warning, since training itself can continue."""
-        tensors, records = training.state()
         if training.group.rank != 0:
             return
         try:
-            self._store.save(tensors, records)
+            self._store.save(*training.state())
         except QuantspikeError as error:
             tqdm.write(f"warning: {error}; training continues without this state", file=sys.stderr)
 
@@ -107,23 +107,21 @@ def live_tracking(run: Run, stage: TrainingStage, training: Training, resumed: b
         training: the phase, before its first step.
         resumed: whether it continues from a saved state.
     """
-    if training.group.rank != 0 or importlib.util.find_spec("mlflow") is None:
+    if training.group.rank != 0 or not enabled() or importlib.util.find_spec("mlflow") is None:
         yield []
         return
     from quantspike.workflow.publishing import live_run  # pandas, which training does not need
 
-    settings, index = run.settings, training.settings.phase
-    before = {"baseline": sum(phase.epochs for phase in settings.baseline[:index]), "train": 0}
-    epochs_before = before.get(stage, settings.train.epochs)
+    phases = run.settings.baseline[: training.settings.phase] if stage == "baseline" else [run.settings.train]
+    epochs_before = 0 if stage == "train" else sum(phase.epochs for phase in phases)
     fresh = epochs_before == 0 and not resumed
     live = live_run(run, fresh=fresh, tell=lambda text: tqdm.write(text, file=sys.stderr))
     status = "FAILED"
     try:
-        yield [] if live is None else [Track(live, stage, epochs_before)]
+        yield [Track(live, stage, epochs_before)]
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        if live is not None:
-            live.close(status)
+        live.close(status)

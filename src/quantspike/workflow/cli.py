@@ -1,4 +1,4 @@
-"""The door of every stage: its command line, the run it works on, and how it ends."""
+"""What every stage script calls: command line, the run it works on, exit status."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def launch(command: str) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies, so that a killed `dvc` leaves no orphan; Linux only."""
+    """Have the kernel send SIGTERM when a `dvc` that started this process dies, so that no orphan stays; Linux only."""
     parent = os.getppid()
-    if sys.platform == "linux":
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the kernel was asked
         sys.exit(128 + signal.SIGTERM)
@@ -119,7 +119,7 @@ def end_with_parent() -> None:
 
 def first_process() -> bool:
     """Return whether this is the only process, or the first of those that torchrun started: the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 class _Terminated(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.files import write_text
 from quantspike.paths import grid_runs, plots_folder
 from quantspike.reporting.logs import Logs, find_logs, labelled, read_logs, table
+from quantspike.reporting.published import LAYERS
 from quantspike.reporting.results import RunResult, read_finished
 from quantspike.reporting.summary import console_table, paper_sections
 from quantspike.tracking.store import shown_uri, tracking_uri
@@ -210,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--steps", type=_positive, required=True, metavar="T", help="steps of each simulation")
     logs.add_argument("--batch", type=_positive, metavar="B", help="images in each batch but the last, to be checked")
     logs.add_argument("--plot", type=Path, metavar="OUT", help="folder for figures of all these logs together")
-    logs.add_argument("--model", choices=["cnn1", "cnn2"], help="published network beside which they are drawn")
+    logs.add_argument("--model", choices=sorted(LAYERS), help="published network beside which they are drawn")
     return parser
 
 

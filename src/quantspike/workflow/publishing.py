@@ -51,16 +51,14 @@ def publish_results(results: Sequence[RunResult], root: Path) -> None:
         print(f"warning: {problem}", file=sys.stderr)
 
 
-def live_run(run: Run, *, fresh: bool, tell: Callable[[str], None]) -> LiveRun | None:
-    """Return the run in MLflow that a training fills, None where tracking is off.
+def live_run(run: Run, *, fresh: bool, tell: Callable[[str], None]) -> LiveRun:
+    """Return the run in MLflow that a training fills.
 
     Args:
         run: the run that is trained.
         fresh: whether its training starts anew; otherwise it continues the run that it filled before.
         tell: show one line to the user.
     """
-    if not enabled():
-        return None
     uri = tracking_uri(run.root)
     return LiveRun(uri, run.key, run_name(run), run_tags(run), run_settings(run), fresh=fresh, tell=tell)
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from quantspike.training.optimizer import make_adam
 from quantspike.workflow.callbacks import Progress, SaveState, live_tracking
 
 CODE = ("data", "networks", "training")
-"""Packages that can change a training, as this module can; dvc.yaml names the same."""
+"""Packages whose code can change a trained network; this file can too. dvc.yaml lists the same."""
+
+_THEN = ", then "
+"""Between the devices of a network that was trained on several."""
 
 
 def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
@@ -57,15 +61,25 @@ def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
             optimizer = resume_adam(start, network)
         images, test = splits(dataset, own_device)
         images, validation = hold_out(images, run.settings.recipe.validation, run.seed)
+        phases = [_settings(run, index, phase, own_device) for index, phase in _phases(run, stage)]
+        # All before the first phase: code and images may be edited while it trains.
+        stores = [resume_store(run, stage, settings.phase, settings.bf16) for settings in phases]
         epochs: list[Epoch] = []
-        stores = []
-        for index, phase in _phases(run, stage):
-            settings = _settings(run, index, phase, own_device)
+        devices = [] if start is None else start.provenance["device"].split(_THEN)
+        for settings, store in zip(phases, stores, strict=True):
             training = Training(network, optimizer, settings, images, test, validation, group)
-            stores.append(resume_store(run, stage, index))
-            epochs += run_phase(training, stores[-1], run, stage)
+            epochs += run_phase(training, store, run, stage)
+            devices += training.devices
         if group.rank == 0:
-            save_checkpoint(run.checkpoint(stage), network, optimizer, _provenance(run, stage, training, start))
+            bf16 = training.settings.bf16 or (start is not None and start.provenance["arithmetic"] == "bf16")
+            provenance = {
+                "settings": _depends_on(run, stage, dataset),
+                "arithmetic": "bf16" if bf16 else "fp32",
+                "device": _THEN.join(name for name, _ in groupby(devices)),
+                "processes": group.size,
+                "torch": torch.__version__,
+            }
+            save_checkpoint(run.checkpoint(stage), network, optimizer, provenance)
             write_epochs(run.metrics / f"{stage}.csv", epochs)
             for store in stores:
                 store.keep_last()
@@ -115,8 +129,8 @@ def evaluate_run(run: Run, device: str, stage: str) -> dict[str, Any]:
     return report
 
 
-def resume_store(run: Run, stage: TrainingStage, index: int) -> ResumeStore:
-    """Return where a phase keeps its states, under a hash of the params, code and data that it depends on.
+def resume_store(run: Run, stage: TrainingStage, index: int, bf16: bool) -> ResumeStore:
+    """Return where a phase keeps its states, under a hash of the params, code, data and arithmetic that it depends on.
 
     Raises:
         QuantspikeError: an input does not exist.
@@ -128,7 +142,8 @@ def resume_store(run: Run, stage: TrainingStage, index: int) -> ResumeStore:
             raise absent(path)
     package = Path(__file__).parents[1]
     code = [Path(__file__), *(path for name in CODE for path in sorted((package / name).rglob("*.py")))]
-    settings = _depends_on(run, stage) | {"layers": run.layers, "k": run.k}
+    settings: dict[str, Any] = run.settings.training_settings(stage)
+    settings |= {"seed": run.seed, "layers": run.layers, "k": run.k, "bf16": bf16}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update("".join(file_sha256(path) for path in [*code, *inputs]).encode())
     return ResumeStore(run.resume, f"{stage}-{index}", digest.hexdigest()[:16])
@@ -179,7 +194,7 @@ def _load_start(run: Run, stage: TrainingStage, dataset: Dataset) -> Checkpoint 
     architecture = architecture_of(run, dataset.channels, dataset.classes)
     before: TrainingStage = "train" if stage == "finetune" else "baseline"
     checkpoint = load_checkpoint(path, architecture, run.k if stage == "finetune" else "fp32")
-    expected, found = _depends_on(run, before), checkpoint.provenance.get("settings", {})
+    expected, found = _depends_on(run, before, dataset), checkpoint.provenance.get("settings", {})
     for name in expected | found:
         if found.get(name) != expected.get(name):
             raise QuantspikeError(
@@ -189,25 +204,10 @@ def _load_start(run: Run, stage: TrainingStage, dataset: Dataset) -> Checkpoint 
     return checkpoint
 
 
-def _depends_on(run: Run, stage: TrainingStage) -> dict[str, str | int | float | bool]:
-    """Return the settings that a network depends on after a stage."""
-    return run.settings.training_settings(stage) | {"seed": run.seed}
-
-
-def _provenance(run: Run, stage: TrainingStage, training: Training, start: Checkpoint | None) -> dict[str, Any]:
-    """Return settings and machine of a training; bf16 and devices of earlier phases count too."""
-    device = training.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    earlier = {} if start is None else start.provenance
-    devices = str(earlier.get("device", name))
-    bf16 = training.settings.bf16 or earlier.get("arithmetic") == "bf16"
-    return {
-        "settings": _depends_on(run, stage),
-        "arithmetic": "bf16" if bf16 else "fp32",
-        "device": devices if devices.split(", then ")[-1] == name else f"{devices}, then {name}",
-        "processes": training.group.size,
-        "torch": torch.__version__,
-    }
+def _depends_on(run: Run, stage: TrainingStage, dataset: Dataset) -> dict[str, str | int | float | bool]:
+    """Return the settings that a network depends on after a stage, and the hash of the images."""
+    sha256: str = dataset.fingerprint["sha256"]
+    return run.settings.training_settings(stage) | {"seed": run.seed, "data.sha256": sha256}
 
 
 def _tell_start(training: Training, store: ResumeStore) -> None:
