@@ -32,6 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
+	@quantspike check
 	@dvc stage list --name-only | grep -q '^plot@demo-' || \
 	  { echo "grid.profile in params.yaml lacks demo: add it to the list" >&2; exit 1; }
 	@{ dvc stage list --name-only | grep '^plot@demo-' | xargs dvc status --quiet --with-deps && \

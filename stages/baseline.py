@@ -11,10 +11,11 @@ writes:  data/<profile>/<model>-fp32-<seed>/baseline.safetensors (weights, batch
 
 from quantspike.paths import Run
 from quantspike.workflow import cli
-from quantspike.workflow.training import evaluate_run, train_stage
 
 
 def main(run: Run, device: str) -> None:
+    from quantspike.workflow.training import evaluate_run, train_stage  # torch takes seconds: params are checked first
+
     train_stage(run, device, "baseline")
     if cli.first_process():
         report = evaluate_run(run, device, "baseline")

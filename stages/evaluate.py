@@ -8,10 +8,11 @@ writes:  metrics/<profile>/<model>-<k>-<seed>/evaluate.json (accuracy, cost, whi
 
 from quantspike.paths import Run
 from quantspike.workflow import cli
-from quantspike.workflow.training import evaluate_run
 
 
 def main(run: Run, device: str) -> None:
+    from quantspike.workflow.training import evaluate_run  # torch takes seconds: params are checked first
+
     report = evaluate_run(run, device, "evaluate")
     print(f"{run.key}: the trained network classifies {report['accuracy']:.2%} of {report['images']} images correctly")
 

@@ -11,10 +11,13 @@ writes:  data/<profile>/<model>-<k>-<seed>/finetune.safetensors (the network who
 
 from quantspike.paths import Run
 from quantspike.workflow import cli
-from quantspike.workflow.training import train_stage
 
 
 def main(run: Run, device: str) -> None:
+    from quantspike.workflow.training import (
+        train_stage,  # torch takes seconds: command line and params are checked first
+    )
+
     train_stage(run, device, "finetune")
 
 

@@ -9,19 +9,21 @@ writes:  in metrics/<profile>/<model>-<k>-<seed>/: simulate.csv and simulate_lay
          logs/k<k>/*.txt (the published format)
 """
 
-import torch
-
-from quantspike.conversion.integer import load_integer_network
-from quantspike.data.dataset import load_dataset
-from quantspike.distributed import process_group
 from quantspike.paths import Run
-from quantspike.simulation.measures import check_proved, verdict, write_logs, write_measures
-from quantspike.simulation.run import engine_device, simulate_shared
-from quantspike.training.evaluation import load_scores
 from quantspike.workflow import cli
 
 
 def main(run: Run, device: str) -> None:
+    # torch takes seconds: command line and params are checked first.
+    import torch
+
+    from quantspike.conversion.integer import load_integer_network
+    from quantspike.data.dataset import load_dataset
+    from quantspike.distributed import process_group
+    from quantspike.simulation.measures import check_proved, verdict, write_logs, write_measures
+    from quantspike.simulation.run import engine_device, simulate_shared
+    from quantspike.training.evaluation import load_scores
+
     settings = run.settings.simulate
     network = load_integer_network(run.integer_network)
     dataset = load_dataset(run.dataset)

@@ -18,8 +18,7 @@ from quantspike.errors import QuantspikeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Header = dict[str, str | int]
-"""What a file of tensors says of itself."""
+Header = dict[str, str | int]  # what a file of tensors says of itself
 
 
 @contextmanager

@@ -57,13 +57,13 @@ def check_k(value: Any) -> int:
 
 
 def _command(text: str) -> str:
-    """Accept what a shell could split into words."""
+    """Accept `python`, or a command that starts torchrun."""
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise ValueError(f"a command was expected, found {text!r} ({error})") from None
-    if not words:
-        raise ValueError("a command was expected, such as python, found nothing")
+    if words != ["python"] and not any(word.endswith(("torchrun", "torch.distributed.run")) for word in words):
+        raise ValueError(f"expected python, or torchrun with its options, found {text!r}")
     return text
 
 
@@ -245,7 +245,8 @@ class Profile(Section):
 class Params(Section):
     """All of `params.yaml`.
 
-    DVC does not watch `launch` and `device`: they change a training as another seed does, and no other result.
+    DVC does not watch `launch` and `device`: a training on another device or in several
+    processes gives other numbers, which its provenance tells, but is not repeated for it.
 
     Attributes:
         launch: command that starts the stages which several processes can share.

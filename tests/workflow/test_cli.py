@@ -215,26 +215,22 @@ def test_what_a_killed_stage_left_half_written_is_deleted(call: Call, write_para
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
-    """What was started in place of this process: the command, and whether it was told that it is launched."""
-    started: list[tuple[list[str], str]] = []
-
-    def execute(file: str, words: list[str], environment: dict[str, str]) -> None:
-        started.append((words, environment["QUANTSPIKE_LAUNCHED"]))
-
-    monkeypatch.setattr(os, "execvpe", execute)
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return the commands that were started in place of this process."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda program, words: started.append(words))
     return started
 
 
 def test_only_a_stage_that_processes_can_share_is_launched_and_only_once(
-    call: Call, write_params: Edit, launched: list[tuple[list[str], str]], monkeypatch: pytest.MonkeyPatch
+    call: Call, write_params: Edit, launched: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("--params", str(write_params({"launch": "srun 'my python' -x"})), *RUN)
+    words = ("--params", str(write_params({"launch": "srun 'my torchrun' -x"})), *RUN)
     call(*words)
     assert launched == []
     call(*words, shared=True)
-    assert launched == [(["srun", "my python", "-x", "stage.py", *words], "1")]
-    for variable in ("QUANTSPIKE_LAUNCHED", "TORCHELASTIC_RUN_ID"):
+    assert launched == [["srun", "my torchrun", "-x", "stage.py", *words]]
+    for variable in ("TORCHELASTIC_RUN_ID",):
         with monkeypatch.context() as patch:
             patch.setenv(variable, "1")
             call(*words, shared=True)
@@ -242,8 +238,8 @@ def test_only_a_stage_that_processes_can_share_is_launched_and_only_once(
 
 
 def test_a_command_that_cannot_be_started_is_named(call: Call, write_params: Edit) -> None:
-    code = exit_code(call, "--params", write_params({"launch": "no-such-command -n 2"}), *RUN, shared=True)
-    assert str(code).startswith("error: launch in params.yaml is 'no-such-command -n 2', which cannot be started")
+    code = exit_code(call, "--params", write_params({"launch": "no-such/torchrun -n 2"}), *RUN, shared=True)
+    assert str(code).startswith("error: launch in params.yaml is 'no-such/torchrun -n 2', which cannot be started")
 
 
 # Real processes

@@ -86,7 +86,7 @@ def test_results_are_a_table_and_where_the_rest_lies(project: Path, call: Call) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "no run is finished: `make demo` takes minutes, `dvc repro` runs the whole grid"),
+        ((), "no run is finished: run `dvc repro`, or `make demo` for the digits"),
         (("--profile", "other"), "no run is finished"),
         (("--profile", "short"), "--profile short is not in grid.profile of params.yaml, which has other, paper"),
         (("--params", "none.yaml"), "none.yaml does not exist: run in the project's folder, or use --params"),
@@ -101,6 +101,14 @@ def test_what_has_no_results_is_an_error(
     with pytest.raises(SystemExit, match=f"^error: {re.escape(message)}"):
         call(command, *words)
     assert (project / "README.md").read_bytes() == before
+
+
+def test_params_can_be_checked_before_anything_runs(project: Path, call: Call) -> None:
+    assert call("check") == "params.yaml is valid: 4 runs\n"  # fp32 and k = 0 of two profiles
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("grid:", "gird:"))
+    with pytest.raises(SystemExit, match=r"^error: params\.yaml holds 2 values that are not allowed"):
+        call("check")
 
 
 # readme

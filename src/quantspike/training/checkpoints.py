@@ -157,8 +157,8 @@ class ResumeStore:
                 records = json.loads(str(header["records"]))
                 if _digest(tensors, records) != header["sha256"]:
                     raise ValueError("its content is not what was written")
-            except (QuantspikeError, ValueError, KeyError) as error:
-                print(f"{path.name} is skipped: {error}", file=sys.stderr)
+            except (QuantspikeError, ValueError, KeyError):
+                print(f"{path.name} is skipped: it is damaged", file=sys.stderr)
             else:
                 return tensors, records
         return None
@@ -174,11 +174,6 @@ class ResumeStore:
     def states(self) -> list[Path]:
         """Return the states from the oldest to the newest."""
         return sorted(self.folder.glob(f"{self.phase}-{self.fingerprint}-*.safetensors"))
-
-    def foreign_states(self) -> list[Path]:
-        """Return states of the same phase that belong to other params, code or data."""
-        own = set(self.states())
-        return [path for path in sorted(self.folder.glob(f"{self.phase}-*.safetensors")) if path not in own]
 
     def _keep(self, kept: Sequence[Path]) -> None:
         for state in set(self.states()).difference(kept):

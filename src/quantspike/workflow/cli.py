@@ -20,9 +20,6 @@ from quantspike.networks.architecture import architecture_of
 from quantspike.params import SEED_LIMIT, Params, Precision, check_k, load_params
 from quantspike.paths import Run, find_run, grid_runs
 
-_LAUNCHED = "QUANTSPIKE_LAUNCHED"
-"""Set in processes that `launch` started, so that a command other than torchrun does not start them for ever."""
-
 
 def run_stage(
     main: Callable[[Run, str], None], description: str | None, *, shared: bool = False, baseline: bool = False
@@ -91,16 +88,16 @@ def load_checked_params(path: Path) -> Params:
 def launch(command: str) -> None:
     """Start this script again by a command such as `torchrun --nproc-per-node 4`, in place of this process.
 
-    `python` changes nothing, and neither does any command in a process that it, or torchrun, has started.
+    `python` changes nothing, and neither does any command in a process that torchrun has started.
 
     Raises:
         QuantspikeError: the command cannot be started.
     """
     words = shlex.split(command)
-    if words == ["python"] or "TORCHELASTIC_RUN_ID" in os.environ or _LAUNCHED in os.environ:
+    if words == ["python"] or "TORCHELASTIC_RUN_ID" in os.environ:
         return
     try:
-        os.execvpe(words[0], [*words, *sys.argv], os.environ | {_LAUNCHED: "1"})
+        os.execvp(words[0], [*words, *sys.argv])
     except OSError as error:
         raise QuantspikeError(
             f"launch in params.yaml is {command!r}, which cannot be started ({error}): "

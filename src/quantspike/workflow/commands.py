@@ -39,7 +39,9 @@ def main() -> None:
     """Parse the command line and run a command; user errors exit with status 1."""
     options = _parser().parse_args()
     try:
-        if options.command == "results":
+        if options.command == "check":
+            print(f"{options.params} is valid: {len(grid_runs(load_checked_params(options.params)))} runs")
+        elif options.command == "results":
             print(overview(options.params, options.profile))
         elif options.command == "readme":
             print(update_readme(options.readme, options.params, options.profile))
@@ -167,7 +169,7 @@ def _finished(params_file: Path, profile: str | None) -> list[RunResult]:
     runs = [run for run in grid_runs(params, params_file.parent) if profile in (None, run.profile)]
     results = read_finished(runs)
     if not results:
-        raise QuantspikeError("no run is finished: `make demo` takes minutes, `dvc repro` runs the whole grid")
+        raise QuantspikeError("no run is finished: run `dvc repro`, or `make demo` for the digits")
     return list(results)
 
 
@@ -197,11 +199,13 @@ def _check_port(port: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quantspike", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="whether params.yaml is valid")
     results = commands.add_parser("results", help="the finished runs, and where figures and tables lie")
     readme = commands.add_parser("readme", help="the results between the markers of README.md")
     readme.add_argument("--readme", type=Path, default=Path("README.md"), help="file to edit (default: %(default)s)")
-    for command in (results, readme):
+    for command in (check, results, readme):
         command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+    for command in (results, readme):
         command.add_argument("--profile", help="only the runs of this profile")
     ui = commands.add_parser("ui", help="MLflow's page that compares the runs, until Ctrl-C")
     ui.add_argument("--port", type=int, default=5000, help="port on this machine (default: %(default)s)")

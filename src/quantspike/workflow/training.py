@@ -30,8 +30,7 @@ from quantspike.workflow.callbacks import Progress, SaveState, live_tracking
 CODE = ("data", "networks", "training")
 """Packages whose code can change a trained network; this file can too. dvc.yaml lists the same."""
 
-_THEN = ", then "
-"""Between the devices of a network that was trained on several."""
+_THEN = ", then "  # between the devices of a network that was trained on several
 
 
 def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
@@ -96,8 +95,8 @@ def run_phase(training: Training, store: ResumeStore, run: Run, stage: TrainingS
     state = training.group.broadcast_object(store.load() if first else None)
     if state is not None:
         training.restore(*state)
-    if first:
-        _tell_start(training, store)
+        if first:
+            print(f"resumes after epoch {len(training.records)} of {training.settings.epochs}", flush=True)
     progress = Progress(training)
     callbacks: list[Callback] = [SaveState(store), progress]  # an epoch that is printed is saved
     try:
@@ -208,11 +207,3 @@ def _depends_on(run: Run, stage: TrainingStage, dataset: Dataset) -> dict[str, s
     """Return the settings that a network depends on after a stage, and the hash of the images."""
     sha256: str = dataset.fingerprint["sha256"]
     return run.settings.training_settings(stage) | {"seed": run.seed, "data.sha256": sha256}
-
-
-def _tell_start(training: Training, store: ResumeStore) -> None:
-    if training.records:
-        print(f"resumes after epoch {len(training.records)} of {training.settings.epochs}", flush=True)
-    if foreign := store.foreign_states():
-        note = f"note: {store.folder} holds {len(foreign)} states of other params, code or data"
-        print(f"{note}: they are not used and can be deleted", file=sys.stderr)
