@@ -35,8 +35,11 @@ PARAMS: dict[str, Any] = {
             "data": {"source": "digits", "crop": 8},
             "width": 0.5,
             "recipe": {
+                "optimizer": "adam",
                 "batch_size": 50,
+                "label_smoothing": 0,
                 "validation": 100,
+                "shift": 4,
                 "flip": False,
                 "brightness": 63,
                 "contrast": 0.8,

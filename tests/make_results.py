@@ -22,8 +22,11 @@ PAPER: dict[str, Any] = {
     "data": {"source": "cifar10", "crop": 24},
     "width": 1.0,
     "recipe": {
+        "optimizer": "adam",
         "batch_size": 200,
+        "label_smoothing": 0,
         "validation": 0,
+        "shift": 4,
         "flip": True,
         "brightness": 63,
         "contrast": 0.8,

@@ -29,7 +29,7 @@ from quantspike.params import Params, Recipe
 from quantspike.paths import Run, grid_runs
 from quantspike.training.evaluation import Split, splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training
-from quantspike.training.optimizer import adam_tensors, make_adam
+from quantspike.training.optimizer import Optimizer
 from quantspike.workflow import training as workflow
 
 State = tuple[dict[str, Tensor], list[dict[str, Any]]]
@@ -42,8 +42,11 @@ SETTINGS = Settings(
     seed=5,
     crop=4,
     recipe=Recipe(
+        optimizer="adam",
         batch_size=16,  # of 40 images: 16, 16 and 8, which three processes share unevenly
+        label_smoothing=0.0,
         validation=0,
+        shift=4,
         flip=True,
         brightness=63.0,
         contrast=0.8,
@@ -78,30 +81,40 @@ def small_training(
     network = small_network(frozen=True) if network is None else network
     training, test = splits(rows(), torch.device("cpu"))
     validation = Split(test.images[:1], test.labels[:1])
-    optimizer = optimizer or make_adam(network)
+    optimizer = optimizer or Optimizer(network, settings.recipe.optimizer)
     return Training(network, optimizer, settings, training.part(slice(images)), test, validation, group)
+
+
+class Descent(Optimizer):
+    """Plain gradient descent."""
+
+    def __init__(self, network: QuantizedCNN) -> None:
+        self._descent = torch.optim.SGD(network.parameters())
+
+    def step(self, learning_rate: float) -> None:
+        self._descent.param_groups[0]["lr"] = learning_rate
+        self._descent.step()
 
 
 def gradients(frozen: bool, group: Group) -> tuple[dict[str, Tensor], Epoch]:
     """Return the gradients for 35 images, and the record of the epoch that is a single step."""
     network = small_network(frozen)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    descent = torch.optim.SGD(network.parameters(), lr=1.0)
-    (record,) = small_training(ONE_STEP, group, network, 35, descent).run()
+    (record,) = small_training(ONE_STEP, group, network, 35, Descent(network)).run()
     return {name: before[name] - value.detach() for name, value in network.named_parameters()}, record
 
 
 def weights(training: Training) -> dict[str, Tensor]:
-    """Return parameters, running averages and Adam's moments."""
-    return {**training.network.state_dict(), **adam_tensors(training.network, training.optimizer)}
+    """Return parameters, running averages and the optimizer's moments."""
+    return {**training.network.state_dict(), **training.optimizer.tensors()}
 
 
 def two_phases(group: Group) -> dict[str, Any]:
     """Train one network twice, with batch normalization over each process's own images."""
     network = small_network(frozen=False)
-    adam = make_adam(network)
-    small_training(SETTINGS, group, network, optimizer=adam).run()
-    second = small_training(changed(SETTINGS, phase=1, learning_rate=0.001), group, network, optimizer=adam)
+    optimizer = Optimizer(network, "muon")
+    small_training(SETTINGS, group, network, optimizer=optimizer).run()
+    second = small_training(changed(SETTINGS, phase=1, learning_rate=0.001), group, network, optimizer=optimizer)
     return {"records": second.run(), "weights": weights(second)}
 
 

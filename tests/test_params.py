@@ -12,7 +12,16 @@ from quantspike.errors import QuantspikeError
 from quantspike.params import LARGEST_K, load_params
 
 ROOT = Path(__file__).parents[1]
-TRAINED_WITH = {"validation": 0, "flip": True, "brightness": 63.0, "contrast": 0.8, "activation_penalty": 0.0}
+TRAINED_WITH = {
+    "optimizer": "adam",
+    "label_smoothing": 0,
+    "validation": 0,
+    "shift": 4,
+    "flip": True,
+    "brightness": 63.0,
+    "contrast": 0.8,
+    "activation_penalty": 0.0,
+}
 
 
 def error_of(path: Path) -> str:
@@ -114,7 +123,8 @@ def test_params_cannot_be_changed_once_read(write_params: Edit) -> None:
         ("profiles.tiny.data.size", "source, crop"),
         (
             "profiles.tiny.recipe.lr",
-            "batch_size, validation, flip, brightness, contrast, activation_penalty, arithmetic",
+            "optimizer, batch_size, label_smoothing, validation, shift, flip, brightness, contrast, "
+            "activation_penalty, arithmetic",
         ),
         ("profiles.tiny.baseline.0.start", "epochs, learning_rate"),
         ("profiles.tiny.train.batch_size", "epochs, learning_rate, start"),

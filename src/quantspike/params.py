@@ -21,6 +21,9 @@ Precision = Literal["fp32"] | int
 LARGEST_K = 24
 """An fp32 number has 24 significant bits: from there on rounding to 2^-k changes nothing."""
 
+OptimizerName = Literal["adam", "muon"]
+"""How weights are changed; see `quantspike.training.optimizer`."""
+
 SEED_LIMIT = 2**32
 
 TrainingStage = Literal["baseline", "train", "finetune"]
@@ -124,8 +127,11 @@ class Recipe(Section):
     """How every phase of a profile trains.
 
     Attributes:
+        optimizer: `adam` at a constant learning rate, or `muon` at one that falls linearly to 0 over each phase.
         batch_size: images per step, over all processes.
+        label_smoothing: share of each label that is spread evenly over all classes.
         validation: number of training images that are held out and only measured.
+        shift: how far crops lie from the center at most, in pixels and within the image.
         flip: whether half of the training images are mirrored left to right.
         brightness: the offset is uniform from minus to plus this, in grey levels.
         contrast: the factor is uniform from 1 minus to 1 plus this.
@@ -133,8 +139,11 @@ class Recipe(Section):
         arithmetic: of convolutions and classifier: `fp32`, `bf16`, or `auto` for bf16 where the hardware multiplies it.
     """
 
+    optimizer: OptimizerName
     batch_size: Annotated[int, Field(ge=2)]
+    label_smoothing: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     validation: Annotated[int, Field(ge=0)]
+    shift: Annotated[int, Field(ge=0)]
     flip: bool
     brightness: Annotated[float, BeforeValidator(_number), Field(ge=0, le=255)]
     contrast: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
@@ -143,7 +152,7 @@ class Recipe(Section):
 
 
 class Phase(Section):
-    """Epochs at one learning rate, from the weights, averages and Adam moments of the phase before."""
+    """Epochs from the weights, averages and moments of the phase before, and the learning rate that they start with."""
 
     epochs: Count
     learning_rate: LearningRate

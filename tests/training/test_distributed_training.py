@@ -119,7 +119,7 @@ def test_all_processes_end_with_the_same_weights_averages_moments_and_records(sh
     first, *others = (results["two phases"] for results in shared)
     assert len(others) == COUNT - 1
     assert any("running_var" in name for name in first["weights"])
-    assert first["weights"]["adam.step"] == 12  # two phases of two epochs of three steps
+    assert first["weights"]["optimizer.step.classifier.weight"] == 12  # two phases of two epochs of three steps
     for other in others:
         assert same(other["weights"], first["weights"])
         assert other["records"] == first["records"]
@@ -128,7 +128,7 @@ def test_all_processes_end_with_the_same_weights_averages_moments_and_records(sh
 def test_recorded_accuracies_are_those_of_the_final_network_on_every_image(shared: list[Results]) -> None:
     end = shared[0]["two phases"]
     network = small_network(frozen=False)
-    network.load_state_dict({name: value for name, value in end["weights"].items() if not name.startswith("adam")})
+    network.load_state_dict({name: value for name, value in end["weights"].items() if not name.startswith("optimizer")})
     test = splits(rows(), torch.device("cpu"))[1]
     right = predict(network, test.images, 4).argmax(1) == test.labels
     assert [record.epoch for record in end["records"]] == [1, 2]
@@ -223,7 +223,9 @@ def test_a_stage_that_several_processes_share_writes_the_files_of_one_and_only_o
         rows = (run.metrics / "baseline.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
         checkpoint = load_checkpoint(run.network, architecture_of(run, image_channels=1), "fp32")
-        assert checkpoint.moments["adam.step"] == 3 * 27  # 1,337 images in batches of 50, whoever shares them
+        assert (
+            checkpoint.moments["optimizer.step.classifier.weight"] == 3 * 27
+        )  # 1,337 images in batches of 50, whoever shares them
     assert names(runs[1].root) == names(runs[0].root)
     assert len(list(runs[1].resume.glob("baseline-*.safetensors"))) == 2  # one per phase
 

@@ -27,7 +27,7 @@ from quantspike.networks.cnn import QuantizedCNN, new_network
 from quantspike.params import Precision, Recipe
 from quantspike.training import loop
 from quantspike.training.augmentation import augment, draw
-from quantspike.training.checkpoints import load_checkpoint, resume_adam, save_checkpoint
+from quantspike.training.checkpoints import load_checkpoint, resume_optimizer, save_checkpoint
 from quantspike.training.evaluation import Split, hold_out, predict, splits
 from quantspike.training.loop import (
     Callback,
@@ -39,7 +39,7 @@ from quantspike.training.loop import (
     epoch_generator,
     use_bf16,
 )
-from quantspike.training.optimizer import adam_tensors, make_adam
+from quantspike.training.optimizer import Optimizer
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(
@@ -49,8 +49,11 @@ SETTINGS = Settings(
     seed=5,
     crop=4,
     recipe=Recipe(
+        optimizer="adam",
         batch_size=8,
+        label_smoothing=0.0,
         validation=0,
+        shift=4,
         flip=True,
         brightness=63.0,
         contrast=0.8,
@@ -77,8 +80,8 @@ def test(tiny_dataset: Dataset) -> Split:
 
 
 def start(network: QuantizedCNN, settings: Settings, *images: Split | None) -> Training:
-    """Return a training with an Adam of its own, before its first step."""
-    return Training(network, make_adam(network), settings, *images)
+    """Return a training with an optimizer of its own, before its first step."""
+    return Training(network, Optimizer(network, settings.recipe.optimizer), settings, *images)
 
 
 def trained(
@@ -350,7 +353,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch(split: Split, test:
 # Resuming
 
 
-@pytest.mark.parametrize("changes", [{}, {"activation_penalty": 0.01, "bf16": True}])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"activation_penalty": 0.01, "bf16": True}])
 def test_training_resumes_after_every_epoch_to_the_last_bit(changes: dict[str, Any], split: Split, test: Split) -> None:
     settings = changed(SETTINGS, epochs=3, batch_size=16, **changes)
     kept, held = hold_out(split, 10, seed=3)
@@ -384,14 +387,15 @@ def test_a_second_phase_continues_from_a_file_as_from_memory(
     results: list[Weights] = []
     for through_file, with_moments in ((False, True), (True, True), (True, False)):
         network = new_network(ARCHITECTURE, k, 5)
-        adam = make_adam(network)
-        Training(network, adam, SETTINGS, split, test).run()
+        optimizer = Optimizer(network, "adam")
+        Training(network, optimizer, SETTINGS, split, test).run()
         if through_file:
-            save_checkpoint(tmp_path / "x.safetensors", network, adam, {})
+            save_checkpoint(tmp_path / "x.safetensors", network, optimizer, {})
             checkpoint = load_checkpoint(tmp_path / "x.safetensors", ARCHITECTURE, k)
             network = checkpoint.network
-            adam = resume_adam(checkpoint, network) if with_moments else make_adam(network)
-        epochs = Training(network, adam, second, split, test).run()
+            new = Optimizer(network, "adam")
+            optimizer = resume_optimizer(checkpoint, network, "adam") if with_moments else new
+        epochs = Training(network, optimizer, second, split, test).run()
         assert [(epoch.epoch, epoch.learning_rate) for epoch in epochs] == [(1, 0.001), (2, 0.001)]
         results.append(network.state_dict())
     assert same(results[0], results[1])
@@ -401,9 +405,9 @@ def test_a_second_phase_continues_from_a_file_as_from_memory(
 def test_every_weight_continues_with_its_own_moments(split: Split, test: Split, tmp_path: Path) -> None:
     # Fused Adam walks weights and moments in their order in memory, whatever their strides say.
     network = new_network(ARCHITECTURE, 1, 5)
-    adam = make_adam(network)
-    Training(network, adam, changed(SETTINGS, epochs=3), split, test).run()  # 3 x 5 steps
-    save_checkpoint(tmp_path / "x.safetensors", network, adam, {})
+    optimizer = Optimizer(network, "adam")
+    Training(network, optimizer, changed(SETTINGS, epochs=3), split, test).run()  # 3 x 5 steps
+    save_checkpoint(tmp_path / "x.safetensors", network, optimizer, {})
 
     one_batch = changed(SETTINGS, phase=1, batch_size=40, learning_rate=0.001)
     plain = load_checkpoint(tmp_path / "x.safetensors", ARCHITECTURE, 1)
@@ -411,11 +415,11 @@ def test_every_weight_continues_with_its_own_moments(split: Split, test: Split, 
     functional.cross_entropy(plain.network(batch), labels).backward()
 
     checkpoint = load_checkpoint(tmp_path / "x.safetensors", ARCHITECTURE, 1)
-    resumed = resume_adam(checkpoint, checkpoint.network)
+    resumed = resume_optimizer(checkpoint, checkpoint.network, "adam")
     Training(checkpoint.network, resumed, one_batch, split, test).run()
     for name, weight in plain.network.named_parameters():
-        mean = 0.9 * plain.moments[f"adam.exp_avg.{name}"] + 0.1 * weight.grad
-        square = 0.999 * plain.moments[f"adam.exp_avg_sq.{name}"] + 0.001 * weight.grad**2
+        mean = 0.9 * plain.moments[f"optimizer.exp_avg.{name}"] + 0.1 * weight.grad
+        square = 0.999 * plain.moments[f"optimizer.exp_avg_sq.{name}"] + 0.001 * weight.grad**2
         step = mean / (1 - 0.9**16) / ((square / (1 - 0.999**16)).sqrt() + 1e-8)
         expected = weight.detach() - 0.001 * step
         torch.testing.assert_close(checkpoint.network.get_parameter(name).detach(), expected, rtol=0, atol=1e-5)
@@ -529,7 +533,7 @@ def test_in_bf16_weights_moments_and_loss_stay_in_full_precision(split: Split, t
     with torch.autocast("cpu", torch.bfloat16):
         assert epoch.test_accuracy == accuracy(network, test)
     assert all(value.dtype == torch.float32 for value in network.state_dict().values() if value.is_floating_point())
-    assert all(value.dtype == torch.float32 for value in adam_tensors(network, training.optimizer).values())
+    assert all(value.dtype == torch.float32 for value in training.optimizer.tensors().values())
     assert Objective(network, training.settings)(*images_and_labels())[0].dtype == torch.float32
     assert not same(network.state_dict(), weights)
     for name, value in network.named_parameters():

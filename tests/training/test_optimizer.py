@@ -1,4 +1,4 @@
-"""Adam: the published formula, and moments that belong to the weights they are given to."""
+"""Optimizers: the published formulas, and moments that belong to the weights they are given to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network
-from quantspike.training.optimizer import adam_tensors, make_adam, restore_adam
+from quantspike.params import OptimizerName
+from quantspike.training.optimizer import Optimizer, make_muon
 
 ARCHITECTURE = Architecture.parse("4C3-P2-6C3-5", image_size=4, image_channels=2, classes=3)
-
-Adam = torch.optim.Optimizer
+BOTH: list[OptimizerName] = ["adam", "muon"]
 
 
 def network(seed: int = 0) -> QuantizedCNN:
@@ -27,116 +27,193 @@ def set_gradients(network: QuantizedCNN, random: torch.Generator) -> None:
         parameter.grad = torch.empty_like(parameter.detach()).copy_(gradient)
 
 
-def steps(network: QuantizedCNN, adam: Adam, n: int, seed: int = 0) -> None:
+def steps(network: QuantizedCNN, optimizer: Optimizer, n: int, seed: int = 0) -> None:
     random = torch.Generator().manual_seed(seed)
     for _ in range(n):
         set_gradients(network, random)
-        adam.step()
+        optimizer.step(0.02)
 
 
-def stepped(n: int) -> tuple[QuantizedCNN, Adam]:
-    """Return a network and its Adam after n steps."""
+def stepped(n: int, kind: OptimizerName) -> tuple[QuantizedCNN, Optimizer]:
+    """Return a network and its optimizer after n steps."""
     trained = network()
-    adam = make_adam(trained)
-    steps(trained, adam, n)
-    return trained, adam
+    optimizer = Optimizer(trained, kind)
+    steps(trained, optimizer, n)
+    return trained, optimizer
 
 
 def cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
 
 
+# Formulas
+
+
+def adam_by_hand(
+    value: Tensor, gradients: list[Tensor], rate: float, betas: tuple[float, float], eps: float = 1e-8
+) -> Tensor:
+    mean, square = torch.zeros_like(value), torch.zeros_like(value)
+    for step, gradient in enumerate(gradients, start=1):
+        mean = betas[0] * mean + (1 - betas[0]) * gradient
+        square = betas[1] * square + (1 - betas[1]) * gradient**2
+        root = (square / (1 - betas[1] ** step)).sqrt()
+        value = value - rate * (mean / (1 - betas[0] ** step)) / (root + eps)
+    return value
+
+
 def test_adam_moves_weights_by_the_published_formula() -> None:
     trained = network().double()
-    adam = make_adam(trained)
-    adam.param_groups[0]["lr"] = 0.02
-    expected = {name: value.detach().clone() for name, value in trained.named_parameters()}
-    means, squares = ({name: torch.zeros_like(value) for name, value in expected.items()} for _ in range(2))
-    random = torch.Generator().manual_seed(0)
-    for step in range(1, 6):
+    before = cloned(dict(trained.named_parameters()))
+    optimizer, random = Optimizer(trained, "adam"), torch.Generator().manual_seed(0)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in before}
+    for _ in range(5):
         set_gradients(trained, random)
         for name, parameter in trained.named_parameters():
             assert parameter.grad is not None
-            means[name] = 0.9 * means[name] + 0.1 * parameter.grad
-            squares[name] = 0.999 * squares[name] + 0.001 * parameter.grad**2
-            root = (squares[name] / (1 - 0.999**step)).sqrt()
-            expected[name] -= 0.02 * (means[name] / (1 - 0.9**step)) / (root + 1e-8)
-        adam.step()
+            gradients[name].append(parameter.grad.clone())
+        optimizer.step(0.02)
     for name, parameter in trained.named_parameters():
-        torch.testing.assert_close(parameter.detach(), expected[name], rtol=0, atol=1e-12)
+        expected = adam_by_hand(before[name], gradients[name], 0.02, (0.9, 0.999))
+        torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-12)
 
 
-def test_before_the_first_step_there_are_no_moments() -> None:
-    assert adam_tensors(network(), make_adam(network())) == {}
+def muon_by_hand(weight: Tensor, gradients: list[Tensor], rate: float) -> Tensor:
+    """Return a weight [out, in, height, width] after steps of Muon, from the singular values of each matrix."""
+    matrix, momentum = weight.flatten(1).double(), torch.zeros(1)
+    rows, columns = matrix.shape
+    for gradient in gradients:
+        matrix = matrix * rows**0.5 / matrix.norm()
+        momentum = 0.6 * momentum + gradient.flatten(1).double()
+        left, values, right = torch.linalg.svd(gradient.flatten(1).double() + 0.6 * momentum, full_matrices=False)
+        values = values / values.square().sum().sqrt()
+        for _ in range(3):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        matrix = matrix - rate * max(1, rows / columns) ** 0.5 * (left * values) @ right
+    return matrix.reshape(weight.shape)
 
 
-def test_moments_are_named_by_their_parameters() -> None:
-    tensors = adam_tensors(*stepped(3))
-    names = [name for name, _ in network().named_parameters()]
-    moments = {f"adam.{moment}.{name}" for name in names for moment in ("exp_avg", "exp_avg_sq")}
-    assert set(tensors) == moments | {"adam.step"}
-    assert tensors["adam.step"].tolist() == [3]
-    assert tensors["adam.exp_avg.classifier.weight"].shape == (3, 5)
+def test_muon_moves_convolutions_by_their_gradients_orthogonalized_and_everything_else_as_adam() -> None:
+    trained = network()
+    before = cloned(dict(trained.named_parameters()))
+    optimizer, random = Optimizer(trained, "muon"), torch.Generator().manual_seed(0)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in before}
+    for _ in range(5):
+        set_gradients(trained, random)
+        for name, parameter in trained.named_parameters():
+            assert parameter.grad is not None
+            gradients[name].append(parameter.grad.clone())
+        optimizer.step(0.02)
+    for name, parameter in trained.named_parameters():
+        if "convolution" in name:
+            expected = muon_by_hand(before[name], gradients[name], 0.02)
+            # Five steps of at most 0.02 in every direction, computed in bf16.
+            torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=2e-3)
+            assert not torch.allclose(parameter.double(), before[name].double(), rtol=0, atol=2e-2)
+        else:
+            expected = adam_by_hand(before[name], gradients[name], 0.02 / 20, (0.9, 0.99))
+            torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
+
+
+def test_a_step_of_muon_does_not_depend_on_the_norm_of_the_weight() -> None:
+    # Batch normalization takes the norm out of a network, so it is free.
+    ends = []
+    for factor in (1.0, 50.0):
+        trained = network()
+        weights = [block.convolution.weight for block in trained.blocks]
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(factor)
+        muon, random = make_muon(weights), torch.Generator().manual_seed(0)
+        set_gradients(trained, random)
+        muon.param_groups[0]["lr"] = 0.02
+        muon.step()
+        ends.append(weights)
+    for first, second in zip(*ends, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+# Moments
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_before_the_first_step_there_are_no_moments(kind: OptimizerName) -> None:
+    assert Optimizer(network(), kind).tensors() == {}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_moments_are_named_by_their_parameters(kind: OptimizerName) -> None:
+    tensors = stepped(3, kind)[1].tensors()
+    by_muon = {name for name, value in network().named_parameters() if kind == "muon" and value.ndim == 4}
+    by_adam = {name for name, _ in network().named_parameters()} - by_muon
+    moments = {f"optimizer.{moment}.{name}" for name in by_adam for moment in ("exp_avg", "exp_avg_sq", "step")}
+    assert set(tensors) == moments | {f"optimizer.momentum_buffer.{name}" for name in by_muon}
+    assert tensors["optimizer.step.classifier.weight"] == 3
+    assert tensors["optimizer.exp_avg.classifier.weight"].shape == (3, 5)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_adam_resumes_from_its_moments_to_the_last_bit(contiguous: bool) -> None:
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_optimizer_resumes_from_its_moments_to_the_last_bit(kind: OptimizerName, contiguous: bool) -> None:
     # A file keeps no layout: what comes out of it is contiguous, while the weights are in channels-last order.
-    whole, adam = stepped(3)
-    weights, moments = cloned(whole.state_dict()), cloned(adam_tensors(whole, adam))
-    steps(whole, adam, 4, seed=1)
+    whole, optimizer = stepped(3, kind)
+    weights, moments = cloned(whole.state_dict()), cloned(optimizer.tensors())
+    steps(whole, optimizer, 4, seed=1)
 
     resumed = network(seed=1)
+    again = Optimizer(resumed, kind)
     resumed.load_state_dict(weights)
     if contiguous:
         moments = {name: value.contiguous() for name, value in moments.items()}
-    again = make_adam(resumed)
-    restore_adam(resumed, again, moments)
+    again.restore(moments)
     steps(resumed, again, 4, seed=1)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    for name, value in adam_tensors(whole, adam).items():
-        assert torch.equal(adam_tensors(resumed, again)[name], value), name
+    for name, value in optimizer.tensors().items():
+        assert torch.equal(again.tensors()[name], value), name
 
 
 def test_restored_moments_have_the_memory_layout_of_their_weights() -> None:
     # Fused Adam walks weights and moments in their order in memory, whatever their strides say.
-    moments = {name: value.contiguous() for name, value in adam_tensors(*stepped(1)).items()}
+    moments = {name: value.contiguous() for name, value in stepped(1, "adam")[1].tensors().items()}
     resumed = network()
-    adam = make_adam(resumed)
-    restore_adam(resumed, adam, moments)
-    weight = resumed.blocks[2].convolution.weight
-    assert weight.stride() != moments["adam.exp_avg.blocks.2.convolution.weight"].stride()
-    for parameter in resumed.parameters():
+    optimizer = Optimizer(resumed, "adam")
+    optimizer.restore(moments)
+    name = "blocks.2.convolution.weight"
+    assert resumed.get_parameter(name).stride() != moments[f"optimizer.exp_avg.{name}"].stride()
+    for name, parameter in resumed.named_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
-            assert adam.state[parameter][moment].stride() == parameter.stride()
+            assert optimizer.tensors()[f"optimizer.{moment}.{name}"].stride() == parameter.stride()
 
 
-def test_restoring_copies_the_moments() -> None:
-    trained, adam = stepped(2)
-    moments = cloned(adam_tensors(trained, adam))
+@pytest.mark.parametrize("kind", BOTH)
+def test_restoring_copies_the_moments(kind: OptimizerName) -> None:
+    trained, optimizer = stepped(2, kind)
+    moments = cloned(optimizer.tensors())
     kept = cloned(moments)
-    restore_adam(trained, adam, moments)
-    steps(trained, adam, 2)
+    optimizer.restore(moments)
+    steps(trained, optimizer, 2)
     assert all(torch.equal(value, kept[name]) for name, value in moments.items())
-    counters = [adam.state[parameter]["step"] for parameter in trained.parameters()]
-    assert len({counter.data_ptr() for counter in counters}) == len(counters)  # each parameter counts for itself
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "message"),
+    ("kind", "name", "wrong", "message"),
     [
-        ("adam.exp_avg.blocks.1.normalization.bias", None, "the Adam moments '{}' are missing"),
-        ("adam.step", None, "the Adam moments '{}' are missing"),
-        ("adam.exp_avg.classifier.weight", torch.zeros(2), "{} does not fit its weights or is not finite"),
-        ("adam.exp_avg_sq.classifier.weight", torch.full((3, 5), torch.nan), "{} does not fit"),
-        ("adam.step", torch.tensor([torch.inf]), "{} does not fit"),
+        ("adam", "exp_avg.blocks.1.normalization.bias", None, "the moment '{}' is missing"),
+        ("adam", "step.classifier.weight", None, "the moment '{}' is missing"),
+        ("adam", "exp_avg.classifier.weight", torch.zeros(2), "{} does not fit its weights or is not finite"),
+        ("adam", "exp_avg_sq.classifier.weight", torch.full((3, 5), torch.nan), "{} does not fit"),
+        ("adam", "step.classifier.weight", torch.tensor(torch.inf), "{} does not fit"),
+        ("muon", "momentum_buffer.blocks.0.convolution.weight", None, "the moment '{}' is missing"),
+        ("muon", "momentum_buffer.blocks.0.convolution.weight", torch.zeros(4, 2, 3, 3), "{} does not fit"),
+        ("muon", "exp_avg.classifier.weight", None, "the moment '{}' is missing"),
     ],
 )
-def test_moments_that_are_missing_or_do_not_fit_are_named(name: str, wrong: Tensor | None, message: str) -> None:
-    trained, adam = stepped(1)
-    tensors = {key: value for key, value in adam_tensors(trained, adam).items() if key != name}
+def test_moments_that_are_missing_or_do_not_fit_are_named(
+    kind: OptimizerName, name: str, wrong: Tensor | None, message: str
+) -> None:
+    _, optimizer = stepped(1, kind)
+    tensors = {key: value for key, value in optimizer.tensors().items() if key != f"optimizer.{name}"}
     if wrong is not None:
-        tensors[name] = wrong
-    with pytest.raises(QuantspikeError, match=message.format(name)):
-        restore_adam(trained, adam, tensors)
+        tensors[f"optimizer.{name}"] = wrong
+    with pytest.raises(QuantspikeError, match=message.format(f"optimizer.{name}")):
+        optimizer.restore(tensors)

@@ -19,7 +19,7 @@ from quantspike.reporting.palette import color_of
 from quantspike.reporting.results import SPIKING_FILES, RunResult, SpikingResult, read_run
 from quantspike.tracking.publish import TrackedRun
 from quantspike.training.checkpoints import save_checkpoint
-from quantspike.training.optimizer import make_adam
+from quantspike.training.optimizer import Optimizer
 from quantspike.workflow import publishing
 from quantspike.workflow.publishing import live_run, publish_results, run_name, tracked_run
 
@@ -140,7 +140,7 @@ def test_the_network_is_published_where_it_and_the_images_are_available(
     save_dataset(build_dataset(*images, tuple("0123456789"), kind="images", name="rows"), run.dataset)
     assert tracked_run(result).model is None
     network = new_network(architecture_of(run, 3, 10), k, 0)
-    save_checkpoint(run.checkpoint(file), network, make_adam(network), {})
+    save_checkpoint(run.checkpoint(file), network, Optimizer(network, "adam"), {})
     model = tracked_run(result).model
     assert model is not None
     assert (model.model, model.alias, model.seed, model.files) == ("cnn1", alias, 0, [])

@@ -30,7 +30,7 @@ from quantspike.networks.architecture import architecture_of
 from quantspike.params import TrainingStage, load_params
 from quantspike.paths import Run, find_run
 from quantspike.training import loop
-from quantspike.training.checkpoints import Checkpoint, load_checkpoint, resume_adam, save_checkpoint
+from quantspike.training.checkpoints import Checkpoint, load_checkpoint, resume_optimizer, save_checkpoint
 from quantspike.training.loop import Epoch, Training
 from quantspike.workflow import callbacks
 from quantspike.workflow import training as training_module
@@ -150,7 +150,9 @@ def test_each_network_says_what_it_was_trained_with(finished: Path) -> None:
 
 
 def test_fine_tuning_continues_with_the_moments_of_the_first_phase(finished: Path) -> None:
-    steps = {stage: int(checkpoint_of(finished, stage).moments["adam.step"]) for stage in TRAININGS}
+    steps = {
+        stage: int(checkpoint_of(finished, stage).moments["optimizer.step.classifier.weight"]) for stage in TRAININGS
+    }
     assert steps == {BASELINE: 6 * STEPS, TRAIN: 4 * STEPS, FINETUNE: 8 * STEPS}
 
 
@@ -161,7 +163,7 @@ def test_with_start_baseline_every_k_continues_the_baseline(finished: Path, proj
     before, after = checkpoint_of(project, BASELINE), checkpoint_of(project, TRAIN)
     for one, other in zip(before.network.parameters(), after.network.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-9)
-    assert int(after.moments["adam.step"]) == 10 * STEPS
+    assert int(after.moments["optimizer.step.classifier.weight"]) == 10 * STEPS
     assert states(project, TRAIN) == ["train-2-000004"]  # two phases came before, each with its own random choices
 
 
@@ -205,7 +207,7 @@ def test_results_tell_of_every_device_and_of_bf16_in_any_phase(finished: Path, p
     take_start(finished, project, FINETUNE)
     start = checkpoint_of(project, TRAIN)
     elsewhere = start.provenance | {"arithmetic": "bf16", "device": "some GPU"}
-    save_checkpoint(start.path, start.network, resume_adam(start, start.network), elsewhere)
+    save_checkpoint(start.path, start.network, resume_optimizer(start, start.network, "adam"), elsewhere)
     run_here(project, FINETUNE)
     run_here(project, "evaluate")
     provenance = json.loads((run_of(project).metrics / "evaluate.json").read_text())["provenance"]

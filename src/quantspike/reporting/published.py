@@ -37,8 +37,11 @@ CROP = 24
 PROTOCOL: Mapping[str, float | bool | str] = MappingProxyType(
     {
         "baseline": "100 epochs at 0.001 + 100 epochs at 0.0001",
+        "recipe.optimizer": "adam",
         "recipe.batch_size": 200,
+        "recipe.label_smoothing": 0,
         "recipe.validation": 0,
+        "recipe.shift": 4,
         "recipe.flip": True,
         "recipe.brightness": 63,
         "recipe.contrast": 0.8,

@@ -21,13 +21,13 @@ from quantspike.errors import QuantspikeError
 from quantspike.files import Header, load_tensors, save_tensors
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN
-from quantspike.params import Precision
-from quantspike.training.optimizer import adam_tensors, make_adam, restore_adam
+from quantspike.params import OptimizerName, Precision
+from quantspike.training.optimizer import Optimizer
 
 FORMAT = "quantspike-cnn"
 STATE_FORMAT = "quantspike-resume"
-VERSION = 1
-STATE_VERSION = 2
+VERSION = 2
+STATE_VERSION = 3
 
 _KEPT = 2
 
@@ -39,7 +39,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         network: on the CPU, in training mode.
-        moments: Adam's tensors by name.
+        moments: the optimizer's tensors by name.
         provenance: settings and machine of its training, as JSON.
     """
 
@@ -49,17 +49,14 @@ class Checkpoint:
     provenance: dict[str, Any]
 
 
-def save_checkpoint(
-    path: Path, network: QuantizedCNN, optimizer: torch.optim.Optimizer, provenance: Mapping[str, Any]
-) -> None:
-    """Write a network, its Adam moments and its provenance.
+def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: Optimizer, provenance: Mapping[str, Any]) -> None:
+    """Write a network, the moments of its optimizer and its provenance.
 
-    Tensors: `network.<name>` as in the state dict; `adam.step`, `adam.exp_avg.<parameter>` and
-    `adam.exp_avg_sq.<parameter>`.
+    Tensors: `network.<name>` as in the state dict, and `optimizer.<moment>.<parameter>`.
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     header = _identity(network.architecture, network.k) | {"provenance": json.dumps(provenance, sort_keys=True)}
-    save_tensors(path, FORMAT, VERSION, header, tensors | adam_tensors(network, optimizer))
+    save_tensors(path, FORMAT, VERSION, header, tensors | optimizer.tensors())
 
 
 def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Checkpoint:
@@ -89,19 +86,19 @@ def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Che
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise QuantspikeError(f"{path}: {name} is not finite; train again")
-    moments = {name: value for name, value in tensors.items() if name.startswith("adam.")}
+    moments = {name: value for name, value in tensors.items() if name.startswith("optimizer.")}
     return Checkpoint(path, network, moments, json.loads(str(header.get("provenance", "{}"))))
 
 
-def resume_adam(checkpoint: Checkpoint, network: QuantizedCNN) -> torch.optim.Adam:
-    """Return Adam over a copy of a checkpoint's network, on any device, with the checkpoint's moments.
+def resume_optimizer(checkpoint: Checkpoint, network: QuantizedCNN, kind: OptimizerName) -> Optimizer:
+    """Return an optimizer over a copy of a checkpoint's network, on any device, with the checkpoint's moments.
 
     Raises:
         QuantspikeError: the file holds no moments for a parameter, or some that do not fit it.
     """
-    optimizer = make_adam(network)
+    optimizer = Optimizer(network, kind)
     try:
-        restore_adam(network, optimizer, checkpoint.moments)
+        optimizer.restore(checkpoint.moments)
     except QuantspikeError as error:
         raise QuantspikeError(f"{checkpoint.path}: {error}; train again") from error
     return optimizer

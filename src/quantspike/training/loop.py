@@ -1,7 +1,8 @@
 """The training loop: batches in, weights changed, a record per epoch out. It knows nothing of files.
 
-An epoch depends on the weights, Adam's moments and its number alone: it draws all its random choices at its start from
-a stream of its own. So training resumes after any epoch, with any number of processes, as if it had never stopped.
+An epoch depends on the weights, the optimizer's moments and its number alone: it draws all its random choices at its
+start from a stream of its own. So training resumes after any epoch, with any number of processes, as if it had never
+stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from quantspike.networks.cnn import QuantizedCNN
 from quantspike.params import Recipe
 from quantspike.training.augmentation import Draws, augment, draw
 from quantspike.training.evaluation import Split, channels_last, predict
-from quantspike.training.optimizer import adam_tensors, restore_adam
+from quantspike.training.optimizer import Optimizer
 
 _CHECK_EVERY = 25
 """Steps between checks of the losses, for which a GPU has to be waited for."""
@@ -57,7 +58,7 @@ class Epoch:
         train_accuracy: share of those images that were classified correctly.
         validation_accuracy: share of the held-out training images, None if none are held out.
         test_accuracy: share of the test images. It is recorded and chooses nothing.
-        learning_rate: of the epoch.
+        learning_rate: at the start of the epoch.
     """
 
     epoch: int
@@ -93,7 +94,8 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.bf16):
             scores, spikes = self._scores(images)
-        loss = functional.cross_entropy(scores.float(), labels, reduction="sum")
+        smoothing = self.settings.recipe.label_smoothing
+        loss = functional.cross_entropy(scores.float(), labels, reduction="sum", label_smoothing=smoothing)
         if self.settings.recipe.activation_penalty:
             loss = loss + self.settings.recipe.activation_penalty * spikes / self.network.architecture.neurons
         return loss, (scores.detach().argmax(1) == labels).sum()
@@ -113,7 +115,7 @@ class Training:
 
     Attributes:
         network: the weights that are trained, in place.
-        optimizer: Adam over them.
+        optimizer: changes them.
         settings: what the phase does.
         group: the processes that share every batch.
         records: the epochs that are complete.
@@ -125,7 +127,7 @@ class Training:
     def __init__(
         self,
         network: QuantizedCNN,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         settings: Settings,
         training: Split,
         test: Split,
@@ -136,7 +138,7 @@ class Training:
 
         Args:
             network: on the device of the images.
-            optimizer: over the network's parameters; its learning rate is set.
+            optimizer: over the network's parameters.
             settings: what to do.
             training: images to learn from.
             test: images measured after each epoch, never learned from and never used to choose.
@@ -149,8 +151,6 @@ class Training:
         self.network, self.optimizer, self.settings, self.group = network, optimizer, settings, group
         self._training, self._test, self._validation = training, test, validation
         self.device = training.labels.device
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = settings.learning_rate
         self._objective = _shared(Objective(network, settings), group, self.device)
         # A batch must leave each process two images or more: one alone has no variance to be normalized by.
         whole, rest = divmod(len(training), settings.recipe.batch_size)
@@ -171,6 +171,14 @@ class Training:
     def epoch(self) -> int:
         """Number of the current epoch, from 1."""
         return len(self.records) + 1
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the current step: constant with Adam; with Muon it falls linearly to 0 over the phase."""
+        if self.settings.recipe.optimizer == "adam":
+            return self.settings.learning_rate
+        done = (len(self.records) + self.step / self.steps) / self.settings.epochs
+        return self.settings.learning_rate * (1 - done)
 
     @property
     def images(self) -> int:
@@ -208,14 +216,14 @@ class Training:
         """Return what resuming after the last complete epoch needs: tensors by name, and the records as JSON."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         records = [asdict(epoch) | {"device": device} for epoch, device in zip(self.records, self.devices, strict=True)]
-        return tensors | adam_tensors(self.network, self.optimizer), records
+        return tensors | self.optimizer.tensors(), records
 
     def restore(self, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]]) -> None:
         """Return to a state, whatever number of processes it was taken with."""
         prefix = "network."
         network = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         self.network.load_state_dict(network)
-        restore_adam(self.network, self.optimizer, tensors)
+        self.optimizer.restore(tensors)
         self.devices = [record["device"] for record in records]
         self.records = [Epoch(**{name: record[name] for name in record if name != "device"}) for record in records]
 
@@ -224,6 +232,7 @@ class Training:
         self.step = 0
         self._losses.zero_()
         self._correct.zero_()
+        learning_rate = self.learning_rate
         order, draws = self._draw()
         while self.step < self.steps:
             first = self.step * self.settings.recipe.batch_size
@@ -234,7 +243,7 @@ class Training:
                 self._check_losses()
             for callback in callbacks:
                 callback.on_step_end(self)
-        return self._finish_epoch()
+        return self._finish_epoch(learning_rate)
 
     def _run_step(self, chosen: Tensor, draws: Draws) -> None:
         """Learn from this process's share of a batch; the gradient is the mean over the whole batch."""
@@ -242,14 +251,14 @@ class Training:
         images = self._training.images[chosen[shard]]
         batch = channels_last(augment(images, draws.part(shard), self.settings.crop))
         loss, correct = self._objective(batch, self._training.labels[chosen[shard]])
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         # DDP averages over the processes, each of which has the sum over its own images.
         (loss * (self.group.size / len(chosen))).backward()
-        self.optimizer.step()
+        self.optimizer.step(self.learning_rate)
         self._losses[self.step] = loss.detach()
         self._correct[self.step] = correct
 
-    def _finish_epoch(self) -> Epoch:
+    def _finish_epoch(self, learning_rate: float) -> Epoch:
         """Synchronize, check and measure the network, and record the epoch."""
         for buffer in self.network.buffers():  # running averages; weights are equal in all processes already
             self.group.broadcast(buffer)
@@ -261,7 +270,7 @@ class Training:
             train_accuracy=correct.sum().item() / self.seen,
             validation_accuracy=None if self._validation is None else self._measure(self._validation),
             test_accuracy=self._measure(self._test),
-            learning_rate=self.settings.learning_rate,
+            learning_rate=learning_rate,
         )
         self.records.append(record)
         self.devices.append(device_name(self.device))

@@ -21,10 +21,10 @@ from quantspike.networks.architecture import architecture_of
 from quantspike.networks.cnn import new_network, with_precision
 from quantspike.params import Phase, TrainingStage
 from quantspike.paths import Run
-from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_adam, save_checkpoint
+from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_optimizer, save_checkpoint
 from quantspike.training.evaluation import evaluate, hold_out, save_scores, splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training, use_bf16
-from quantspike.training.optimizer import make_adam
+from quantspike.training.optimizer import Optimizer
 from quantspike.workflow.callbacks import Progress, SaveState, live_tracking
 
 CODE = ("data", "networks", "training")
@@ -50,14 +50,14 @@ def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
     with process_group() as group:
         own_device = group.own_device(resolve_device(device))
         dataset = load_dataset(run.dataset)
-        start = _load_start(run, stage, dataset)
+        start, kind = _load_start(run, stage, dataset), run.settings.recipe.optimizer
         if start is None:
             architecture = architecture_of(run, dataset.channels, dataset.classes)
             network = new_network(architecture, run.k, run.seed).to(own_device)
-            optimizer = make_adam(network)
+            optimizer = Optimizer(network, kind)
         else:
             network = with_precision(start.network, run.k).to(own_device)
-            optimizer = resume_adam(start, network)
+            optimizer = resume_optimizer(start, network, kind)
         images, test = splits(dataset, own_device)
         images, validation = hold_out(images, run.settings.recipe.validation, run.seed)
         phases = [_settings(run, index, phase, own_device) for index, phase in _phases(run, stage)]
