@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from quantspike.networks.cnn import QuantizedCNN, new_network
 from quantspike.params import Recipe
 from quantspike.training.evaluation import splits
 from quantspike.training.loop import Callback, Settings, Training, use_bf16
-from quantspike.training.optimizer import make_adam
+from quantspike.training.optimizer import Optimizer
 from trained_networks import add_data_option, load_images
 
 CNN1 = "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024"
@@ -81,6 +81,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+class TimedOptimizer(Optimizer):
+    """Adam that says when a step is done."""
+
+    def __init__(self, network: QuantizedCNN, done: Callable[[], None]) -> None:
+        super().__init__(network, "adam")
+        self._done = done
+
+    def step(self, learning_rate: float) -> None:
+        super().step(learning_rate)
+        self._done()
+
+
 class OurLoop(Callback):
     """The project's training loop, with a stopwatch around forward pass, backward pass and optimizer."""
 
@@ -92,8 +104,11 @@ class OurLoop(Callback):
             seed=0,
             crop=CROP,
             recipe=Recipe(
+                optimizer="adam",
                 batch_size=options.batch,
+                label_smoothing=0,
                 validation=0,
+                shift=4,
                 flip=True,
                 brightness=63,
                 contrast=0.8,
@@ -105,14 +120,13 @@ class OurLoop(Callback):
         training, test = splits(dataset, device)
         self._images, self._test = training.part(_chosen(dataset, options)), test.part(slice(1))
         self._network = make_network(dataset, options).to(device)
-        self._adam = make_adam(self._network)
+        self._optimizer = TimedOptimizer(self._network, self._leave)
         self._network.register_forward_pre_hook(self._enter)
-        self._adam.register_step_post_hook(self._leave)
         self._device = device
 
     def run_epoch(self, callbacks: Sequence[Callback] = ()) -> tuple[float, float]:
         """Return the seconds of an epoch, and those of them inside forward pass, backward pass and optimizer."""
-        training = Training(self._network, self._adam, self.settings, self._images, self._test)
+        training = Training(self._network, self._optimizer, self.settings, self._images, self._test)
         self._inside = 0.0
         start = _now(self._device)
         training.run([*callbacks, self])
@@ -125,7 +139,7 @@ class OurLoop(Callback):
     def _enter(self, *_: object) -> None:
         self._entered = _now(self._device)
 
-    def _leave(self, *_: object) -> None:
+    def _leave(self) -> None:
         self._inside += _now(self._device) - self._entered
 
 

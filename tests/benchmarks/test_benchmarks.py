@@ -206,6 +206,22 @@ def test_the_cost_of_live_tracking_is_measured(training: list[str]) -> None:
     assert all(value > 0 for value in result["epoch_seconds"].values())
 
 
+def test_the_accuracies_of_fast_and_paper_are_measured_over_the_same_cpu_time(training: list[str]) -> None:
+    result = run("accuracy.py", *training[:4], "--width", "1", "--epochs", "3", "--seeds", "2", "--held-out", "10")
+    assert len(result["curves"]) == 2
+    for curves in result["curves"]:
+        (*before, end), fast = curves["paper"], curves["fast"]
+        assert len(fast) == 3
+        assert len(before) >= 1  # one epoch at each learning rate at least
+        assert before[-1][0] < fast[-1][0] or len(before) == 1
+        for hours, accuracy in (*fast, *before, end):
+            assert hours > 0
+            assert accuracy * 10 == pytest.approx(round(accuracy * 10))  # a share of ten images
+    for profile in ("fast", "paper"):
+        assert_spread(result["held_out_accuracy"][profile])
+        assert_spread(result["cpu_hours"][profile])
+
+
 @pytest.mark.parametrize(
     ("script", "wrong", "message"),
     [
@@ -218,6 +234,7 @@ def test_the_cost_of_live_tracking_is_measured(training: list[str]) -> None:
             ["--data", "digits", "--steps", "8"],
             "8 steps of 200 images are asked for, but there are only",
         ),
+        ("accuracy.py", ["--data", "nothing.safetensors"], "nothing.safetensors does not exist"),
         ("tracking.py", ["--device", "gpu"], "invalid choice: 'gpu'"),
     ],
 )

@@ -100,7 +100,10 @@ def test_the_profile_paper_is_the_published_protocol() -> None:
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
+        ({"recipe__optimizer": "muon"}, "recipe.optimizer muon (adam)"),
         ({"recipe__batch_size": 100}, "recipe.batch_size 100 (200)"),
+        ({"recipe__label_smoothing": 0.1}, "recipe.label_smoothing 0.1 (0)"),
+        ({"recipe__shift": 3}, "recipe.shift 3 (4)"),
         ({"recipe__validation": 5000}, "recipe.validation 5000 (0)"),
         ({"recipe__flip": False}, "recipe.flip false (true)"),
         ({"recipe__brightness": 0}, "recipe.brightness 0 (63)"),

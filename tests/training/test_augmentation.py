@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as torchvision
 
 from conftest import PARAMS
-from quantspike.data.preparation import standardize, standardize_exactly
+from quantspike.data.preparation import center_crop, standardize, standardize_exactly
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
 from quantspike.training.augmentation import Draws, augment, draw
@@ -153,6 +153,27 @@ def test_draws_are_uniform_and_stay_within_their_bounds() -> None:
         assert high - (high - low) / 1000 < values.max() <= high
         counts = torch.histc(values, bins=10, min=low, max=high)
         assert (counts - n / 10).abs().max() < 5 * math.sqrt(n / 10 * 9 / 10)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "shift", "low", "high"),
+    [
+        (32, 24, 3, 1, 7),  # the central crop lies at 4
+        (32, 24, 0, 4, 4),
+        (32, 24, 4, 0, 8),
+        (32, 24, 9, 0, 8),  # as far as the image reaches
+        (33, 24, 3, 1, 7),  # 9 pixels are left over, and the central crop lies at 4
+        (8, 8, 4, 0, 0),
+    ],
+)
+def test_crops_lie_evenly_within_the_shift_of_the_center(size: int, crop: int, shift: int, low: int, high: int) -> None:
+    draws = draw(5_000, size, crop, PUBLISHED.model_copy(update={"shift": shift}), generator())
+    center = int(center_crop(torch.arange(size**2).reshape(1, 1, size, size), crop)[0, 0, 0, 0]) // size
+    assert (low + high) / 2 == center
+    for corners in (draws.rows, draws.columns):
+        counts = torch.bincount(corners, minlength=size)
+        assert counts[low : high + 1].min() > 0.8 * 5_000 / (high - low + 1)
+        assert counts.sum() == counts[low : high + 1].sum()
 
 
 def test_draws_are_independent_of_each_other() -> None:

@@ -350,6 +350,25 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch(split: Split, test:
         trained(split, test, changed(SETTINGS, epochs=3), None, Calling(spoil))
 
 
+# Learning rate
+
+
+def test_with_muon_the_learning_rate_falls_linearly_to_zero_over_each_phase(split: Split, test: Split) -> None:
+    rates: list[float] = []
+
+    class Recording(Optimizer):
+        def step(self, learning_rate: float) -> None:
+            rates.append(learning_rate)
+            super().step(learning_rate)
+
+    network = new_network(ARCHITECTURE, 1, 5)
+    settings = changed(SETTINGS, optimizer="muon", epochs=2, batch_size=20, learning_rate=0.1)
+    for phase in (0, 1):
+        epochs = Training(network, Recording(network, "muon"), changed(settings, phase=phase), split, test).run()
+        assert [epoch.learning_rate for epoch in epochs] == [0.1, 0.05]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025] * 2)  # two epochs of two steps
+
+
 # Resuming
 
 
@@ -443,6 +462,16 @@ def test_the_loss_is_the_sum_of_the_cross_entropies_and_comes_with_the_number_of
     assert loss.item() == pytest.approx(-sum(math.log(shares[i, label]) for i, label in enumerate(labels)), rel=1e-6)
     assert int(correct) == sum(int(scores[i].argmax() == label) for i, label in enumerate(labels))
     assert 0 < int(correct) < 7
+
+
+def test_label_smoothing_spreads_a_share_of_each_label_evenly_over_all_classes() -> None:
+    network = new_network(ARCHITECTURE, 1, 0)
+    images, labels = images_and_labels()
+    shares = network(images).detach().double().softmax(1)
+    # Of 3 classes: 0.3 / 3 for each, and 0.7 more for the label.
+    expected = -sum(0.7 * math.log(shares[i, label]) + 0.1 * shares[i].log().sum() for i, label in enumerate(labels))
+    loss, _ = Objective(network, changed(SETTINGS, label_smoothing=0.3))(images, labels)
+    assert loss.item() == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(
