@@ -91,7 +91,7 @@ def time_simulation(network: IntegerNetwork, images: Tensor, steps: int) -> tupl
     """Time the whole simulation, the engine alone, and the machine's limit with the same operations."""
     settings = simulate_settings(steps, BATCH_SIZE)
     start = time.perf_counter()
-    trace = simulate(network, images, settings, CPU)
+    trace = simulate(network, images, settings, CPU)[0]
     whole = time.perf_counter() - start
     engine = EventEngine(network)
     currents = [network.input_current(part) for part in torch.split(images, BATCH_SIZE)]

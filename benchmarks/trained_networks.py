@@ -93,7 +93,14 @@ def choose_images(dataset: Dataset, n: int) -> Tensor:
 def simulate_settings(steps: int, batch_size: int) -> Simulate:
     """Return the settings of a simulation by the event engine, until every image is settled."""
     limit = max(1000, steps)
-    return Simulate(steps=steps, settle_limit=limit, engine="events", batch_size=batch_size, log_batch=batch_size)
+    return Simulate(
+        steps=steps,
+        settle_limit=limit,
+        layer_delay=[0],
+        engine="events",
+        batch_size=batch_size,
+        log_batch=batch_size,
+    )
 
 
 def _trained_network(header: dict[str, str], tensors: dict[str, Tensor]) -> QuantizedCNN:

@@ -4,7 +4,7 @@ A training that was stopped or killed resumes after its last complete epoch (dat
 processes share every batch, and the first one writes.
 
 reads:   data/<profile>/images.safetensors; data.crop, width, recipe and baseline of the profile in params.yaml
-writes:  data/<profile>/<model>-fp32-<seed>/baseline.safetensors (weights, batch-norm averages, Adam moments)
+writes:  data/<profile>/<model>-fp32-<seed>/baseline.safetensors (weights, batch-norm averages, the optimizer's moments)
          metrics/<profile>/<model>-fp32-<seed>/baseline.csv (loss and accuracies by epoch)
          metrics/<profile>/<model>-fp32-<seed>/baseline.json (accuracy, cost, which images, provenance)
 """

@@ -1,10 +1,10 @@
-"""Continue training at another learning rate, from the first phase's weights, averages and Adam moments.
+"""Continue training from the first phase's weights, averages and moments, as integers with `finetune.integer_aware`.
 
 A training that was stopped or killed resumes after its last complete epoch (data/resume/). Under torchrun the
 processes share every batch, and the first one writes.
 
 reads:   data/<profile>/images.safetensors, data/<profile>/<model>-<k>-<seed>/train.safetensors;
-         data.crop, width, recipe, train and finetune of the profile in params.yaml
+         data.crop, width, recipe, train, finetune and convert of the profile in params.yaml
 writes:  data/<profile>/<model>-<k>-<seed>/finetune.safetensors (the network whose results count)
          metrics/<profile>/<model>-<k>-<seed>/finetune.csv (loss and accuracies by epoch)
 """

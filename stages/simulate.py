@@ -4,9 +4,10 @@ Under torchrun the processes share the images, and the first one writes.
 
 reads:   data/<profile>/<model>-<k>-<seed>/convert.safetensors, .../evaluate.safetensors,
          data/<profile>/images.safetensors; simulate of the profile in params.yaml
-writes:  in metrics/<profile>/<model>-<k>-<seed>/: simulate.csv and simulate_layers.csv (measures by step, and by
-         layer), simulate.json (values after the last step), certificate.json (equality with the integer network),
-         logs/k<k>/*.txt (the published format)
+writes:  in metrics/<profile>/<model>-<k>-<seed>/, with the first simulate.layer_delay: simulate.csv and
+         simulate_layers.csv (measures by step, and by layer), simulate.json (values after the last step),
+         certificate.json (equality with the integer network), logs/k<k>/*.txt (the published format); with all of
+         them: simulate_delays.csv (measures by layer delay and step)
 """
 
 from quantspike.paths import Run
@@ -21,21 +22,24 @@ def main(run: Run, device: str) -> None:
     from quantspike.data.dataset import load_dataset
     from quantspike.distributed import process_group
     from quantspike.simulation.measures import check_proved, verdict, write_logs, write_measures
-    from quantspike.simulation.run import engine_device, simulate_shared
+    from quantspike.simulation.run import check_layer_delay, engine_device, simulate_shared
     from quantspike.training.evaluation import load_scores
 
     settings = run.settings.simulate
     network = load_integer_network(run.integer_network)
+    check_layer_delay(network.architecture, settings)
     dataset = load_dataset(run.dataset)
     ann_predictions = load_scores(run.scores, len(dataset.test_images)).argmax(1)
     with process_group() as group:
         images = torch.from_numpy(dataset.test_images)
-        trace = simulate_shared(network, images, settings, engine_device(settings.engine, device), group)
-    if trace is not None:
-        write_measures(run.metrics, trace, network.architecture, dataset.test_labels, ann_predictions.numpy(), settings)
-        write_logs(run.logs, trace, dataset.test_labels, settings.log_batch)
-        check_proved(trace)
-        print(f"{run.key}: {verdict(trace)}")
+        traces = simulate_shared(network, images, settings, engine_device(settings.engine, device), group)
+    if traces is not None:
+        labels = dataset.test_labels
+        write_measures(run.metrics, traces, network.architecture, labels, ann_predictions.numpy(), settings)
+        write_logs(run.logs, traces[settings.layer_delay[0]], labels, settings.log_batch)
+        check_proved(traces)
+        for delay, trace in traces.items():
+            print(f"{run.key}, layer delay {delay}: {verdict(trace)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ processes share every batch, and the first one writes.
 
 reads:   data/<profile>/images.safetensors; with `start: baseline`, data/<profile>/<model>-fp32-<seed>/
          baseline.safetensors; data.crop, width, recipe, baseline and train of the profile in params.yaml
-writes:  data/<profile>/<model>-<k>-<seed>/train.safetensors (weights, batch-norm averages, Adam moments)
+writes:  data/<profile>/<model>-<k>-<seed>/train.safetensors (weights, batch-norm averages, the optimizer's moments)
          metrics/<profile>/<model>-<k>-<seed>/train.csv (loss and accuracies by epoch)
 """
 

@@ -32,14 +32,14 @@ DIGITS: dict[str, Any] = {"images": data_set("digits"), "data": {"source": "digi
 SHORT: dict[str, Any] = {
     "baseline": [{"epochs": 6, "learning_rate": 1e-3}, {"epochs": 2, "learning_rate": 1e-4}],
     "train": {"start": "scratch", "epochs": 6, "learning_rate": 1e-3},
-    "finetune": {"epochs": 2, "learning_rate": 1e-4},
+    "finetune": {"epochs": 2, "learning_rate": 1e-4, "integer_aware": False},
 }
 """A training of few epochs."""
 
 FROM_BASELINE: dict[str, Any] = {
     "baseline": [{"epochs": 3, "learning_rate": 1e-3}, {"epochs": 1, "learning_rate": 1e-4}],
     "train": {"start": "baseline", "epochs": 2, "learning_rate": 1e-3},
-    "finetune": {"epochs": 1, "learning_rate": 1e-4},
+    "finetune": {"epochs": 1, "learning_rate": 1e-4, "integer_aware": True},
 }
 """A training in which every k starts from the baseline."""
 
@@ -48,8 +48,10 @@ LONG_NAME = "IMAGES_" + "OF_A_LONG_NAME_" * 4 + ".tar.gz"
 CASES: dict[str, dict[str, Any]] = {
     "published": {},
     "seeds of digits": {"k": (0, 2), "seed": (0, 1, 2), **DIGITS, **SHORT},
+    "delays": {"k": (0, 1), "simulate__layer_delay": [0, 1, 2, 4]},
     "many k": {"k": range(8), "seed": (0, 1, 2), "images": data_set(name=LONG_NAME)},
     "one k": {"k": (1,), "simulate__steps": 30, **DIGITS},
+    "delays of seeds": {"seed": (0, 1), "simulate__layer_delay": [1, 0, 2, 3, 4, 8], **DIGITS},
     "from baseline": {"k": (0, 1), **DIGITS, **FROM_BASELINE},
     "one step": {"k": (0, 1), "simulate__steps": 1, **DIGITS},
     "seven steps of few layers": {"k": (3, 0), "simulate__steps": 7, "layers": "8C3-P2-16", **DIGITS, **SHORT},

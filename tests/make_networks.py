@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -26,26 +27,53 @@ LAYER_STRINGS = (
 )
 """Layer strings with an image size each: borders, strides and kernels of every kind, small enough to enumerate."""
 
+LARGEST_COUNTS = st.sampled_from((None, None, 1, 2, 5))
+"""M of random networks: no clip, or one that many neurons reach."""
+
+DELAYS = st.sampled_from((0, 0, 1, 2, 7))
+"""Layer delays: none, some, and more than M where there is a clip."""
+
 LIMIT = 4096
 """Settling limit that every random network keeps."""
 
 
 def simulate_settings(
-    steps: int, limit: int = LIMIT, engine: Any = "auto", batch_size: int = 50, log_batch: int = 50
+    steps: int,
+    limit: int = LIMIT,
+    engine: Any = "auto",
+    batch_size: int = 50,
+    log_batch: int = 50,
+    layer_delay: Sequence[int] = (0,),
 ) -> Simulate:
     """Return settings of a simulation."""
-    return Simulate(steps=steps, settle_limit=limit, engine=engine, batch_size=batch_size, log_batch=log_batch)
+    return Simulate(
+        steps=steps,
+        settle_limit=limit,
+        layer_delay=list(layer_delay),
+        engine=engine,
+        batch_size=batch_size,
+        log_batch=log_batch,
+    )
 
 
 def random_integer_network(
-    text: str, image_size: int, seed: int, *, k: int = 1, weight_bits: int = 12, channels: int = 2, classes: int = 3
+    text: str,
+    image_size: int,
+    seed: int,
+    *,
+    k: int = 1,
+    weight_bits: int = 12,
+    largest_count: int | None = None,
+    channels: int = 2,
+    classes: int = 3,
 ) -> IntegerNetwork:
     """Return weights over the whole format, thresholds as a conversion makes them, and a few dead channels."""
     random = np.random.default_rng(seed)
     architecture = Architecture.parse(text, image_size=image_size, image_channels=channels, classes=classes)
     layers = tuple(_random_layer(shape, 2 ** (weight_bits - 1) - 1, random) for shape in architecture.layers)
     classifier = random.integers(-(2**15) + 1, 2**15, (classes, architecture.layers[-1].out_channels))
-    return IntegerNetwork(architecture, k, weight_bits, layers, torch.from_numpy(classifier.astype(np.int16)), 15)
+    clip, v = None if largest_count is None else largest_count / 2**k, torch.from_numpy(classifier.astype(np.int16))
+    return IntegerNetwork(architecture, k, weight_bits, clip, layers, v, 15)
 
 
 def random_images(n: int, size: int, seed: int, channels: int = 2) -> Tensor:
@@ -64,6 +92,7 @@ def integer_network(
     image_size: int = 1,
     channels: int = 1,
     k: int = 0,
+    clip: float | None = None,
 ) -> IntegerNetwork:
     """Return a network from numbers: per layer its weights ([out, in, row, column]), biases and thresholds."""
     rows = torch.tensor(classifier, dtype=torch.int16)
@@ -74,7 +103,7 @@ def integer_network(
         weights = torch.tensor(weight, dtype=torch.int16).reshape(kernels)
         biases, thresholds = (torch.tensor(values, dtype=torch.int32) for values in (bias, threshold))
         layers.append(IntegerLayer(shape, weights, biases, thresholds))
-    return IntegerNetwork(architecture, k, 16, tuple(layers), rows, 0)
+    return IntegerNetwork(architecture, k, 16, clip, tuple(layers), rows, 0)
 
 
 def currents(*rows: list[int]) -> Tensor:
@@ -82,9 +111,11 @@ def currents(*rows: list[int]) -> Tensor:
     return torch.tensor(rows)[:, :, None, None]
 
 
-def two_to_one(bias: int = 0, threshold: int = 4, weights: tuple[int, int] = (10, -4)) -> IntegerNetwork:
-    """Return two neurons of theta = 2 that drive one neuron; two classes."""
-    return integer_network("2C1-1", [([1, 1], [0, 0], [2, 2]), (weights, [bias], [threshold])], [[1], [2]])
+def two_to_one(
+    bias: int = 0, threshold: int = 4, weights: tuple[int, int] = (10, -4), clip: float | None = None
+) -> IntegerNetwork:
+    """Return two neurons of theta = 2 that drive one neuron; two classes; k = 0, so that the clip is a count."""
+    return integer_network("2C1-1", [([1, 1], [0, 0], [2, 2]), (weights, [bias], [threshold])], [[1], [2]], clip=clip)
 
 
 def set_normalization(

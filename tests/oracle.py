@@ -84,8 +84,7 @@ def settled_counts(network: IntegerNetwork, current: Integers) -> list[Integers]
     for layer in network.layers:
         drive = matrix(layer) @ counts[-1] if counts else current
         bias, threshold = _per_neuron(layer)
-        numbers = zip(drive, bias, threshold, strict=True)
-        counts.append(np.array([max(0, int(u) + int(c) + int(t) // 2) // int(t) for u, c, t in numbers], np.int64))
+        counts.append(_target(drive + bias, threshold, network))
     return counts
 
 
@@ -121,8 +120,8 @@ class Run:
         return int(settled.argmax()) + 1 if settled.any() else 0
 
 
-def run(network: IntegerNetwork, current: Integers, steps: int) -> Run:
-    """Run the rule for all steps."""
+def run(network: IntegerNetwork, current: Integers, steps: int, delay: int = 0) -> Run:
+    """Run the rule for all steps; with a delay D, layer l (from 0) fires nothing up to step l D."""
     parameters = [(matrix(layer), *_per_neuron(layer)) for layer in network.layers]
     reached = [reached_synapses(layer.shape).ravel() for layer in network.layers[1:]]
     reached.append(np.full(network.layers[-1].shape.neurons, network.architecture.classes))
@@ -130,15 +129,17 @@ def run(network: IntegerNetwork, current: Integers, steps: int) -> Run:
     membranes[0] += current
     net = [np.zeros_like(bias) for _, bias, _ in parameters]
     nets, rows, settled, predictions = [], [], [], []
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         row, layer_settled, spikes = [], [], np.zeros(0, np.int64)
         for index, (weights, _, threshold) in enumerate(parameters):
             if index:
                 membranes[index] = membranes[index] + weights @ spikes
-            spikes = _spikes(membranes[index], threshold, net[index])
+            spikes = np.sign(_target(membranes[index], threshold, network) - net[index])
+            if step <= index * delay:
+                spikes = np.zeros_like(spikes)
             net[index] = net[index] + spikes
             row.append([(spikes > 0).sum(), (spikes < 0).sum(), np.abs(spikes) @ reached[index]])
-            layer_settled.append(not _spikes(membranes[index], threshold, net[index]).any())
+            layer_settled.append(bool((net[index] == _target(membranes[index], threshold, network)).all()))
         nets.append(list(net))
         rows.append(row)
         settled.append(layer_settled)
@@ -147,17 +148,23 @@ def run(network: IntegerNetwork, current: Integers, steps: int) -> Run:
     return Run(nets, positive, negative, synops, np.array(settled), np.array(predictions))
 
 
-def run_until_settled(network: IntegerNetwork, current: Integers, at_least: int = 1, most: int = 4096) -> Run:
+def run_until_settled(
+    network: IntegerNetwork, current: Integers, at_least: int = 1, most: int = 4096, delay: int = 0
+) -> Run:
     """Run as many steps as the image needs to settle, found by doubling."""
     steps = at_least
-    while not (result := run(network, current, steps)).settled_step and steps < most:
+    while not (result := run(network, current, steps, delay)).settled_step and steps < most:
         steps *= 2
     return result
 
 
-def _spikes(membrane: Integers, threshold: Integers, net: Integers) -> Integers:
-    distance = np.maximum(0, membrane + threshold // 2) - threshold * net
-    return np.where(distance >= threshold, 1, np.where(distance < 0, -1, 0))
+def _target(membrane: Integers, threshold: Integers, network: IntegerNetwork) -> Integers:
+    """Return the count that a neuron settles on if its membrane stays: U / theta, rounded, not below 0 nor above M."""
+    largest = math.inf if network.clip is None else network.clip * 2**network.k
+    return np.array(
+        [min(max(0, int(u) + int(t) // 2) // int(t), largest) for u, t in zip(membrane, threshold, strict=True)],
+        np.int64,
+    )
 
 
 def _per_neuron(layer: IntegerLayer) -> tuple[Integers, Integers]:

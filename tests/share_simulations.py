@@ -32,11 +32,11 @@ CASES = {
 
 
 def results(group: Group) -> dict[str, Any]:
-    """Return the trace of every case and the error of the last; None where another process holds the trace."""
+    """Return the traces of every case and the error of the last; None where another process holds the traces."""
     found: dict[str, Any] = {}
     for name, (network, images, engine) in CASES.items():
-        trace = simulated(network, images, engine, group)
-        found[name] = trace and asdict(trace)
+        traces = simulated(network, images, engine, group)
+        found[name] = traces and {delay: asdict(trace) for delay, trace in traces.items()}
     try:
         found["error"] = simulated(*overflowing(), "events", group)
     except QuantspikeError as error:
@@ -45,7 +45,7 @@ def results(group: Group) -> dict[str, Any]:
 
 
 def simulated(network: IntegerNetwork, images: Tensor, engine: Any, group: Group) -> Any:
-    settings = simulate_settings(9, engine=engine, batch_size=3)
+    settings = simulate_settings(9, engine=engine, batch_size=3, layer_delay=[1, 0])
     return simulate_shared(network, images, settings, torch.device("cpu"), group)
 
 

@@ -24,9 +24,11 @@ def test_processes_that_share_the_images_find_what_one_finds(tmp_path: Path) -> 
     error = "image 4, layer 2, channel 1: the membrane reaches 1073741824"
     assert [found.pop("error")[: len(error)] for found in (alone, shared)] == [error, error]
     assert shared.keys() == alone.keys()
-    for name, trace in shared.items():
-        for field, values in trace.items():
-            assert np.array_equal(values, alone[name][field]), f"{name}: {field}"
+    for name, traces in shared.items():
+        assert list(traces) == list(alone[name]) == [1, 0]
+        for delay, trace in traces.items():
+            for field, values in trace.items():
+                assert np.array_equal(values, alone[name][delay][field]), f"{name}, {delay}: {field}"
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 10_000])

@@ -222,6 +222,9 @@ def test_another_format_or_version_is_refused(path: Path) -> None:
         load_tensors(path, "other-format", 3)
     with pytest.raises(QuantspikeError, match="has version 3, this quantspike reads 4: delete it"):
         load_tensors(path, "some-format", 4)
+    with pytest.raises(QuantspikeError, match="has version 3, this quantspike reads 1 and 2: delete it"):
+        load_tensors(path, "some-format", 1, 2)
+    assert load_tensors(path, "some-format", 2, 3)[0]["version"] == 3
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(QuantspikeError, match="is not a some-format file"):
         load(path)

@@ -17,9 +17,10 @@ TRAINED_WITH = {
     "label_smoothing": 0,
     "validation": 0,
     "shift": 4,
-    "flip": True,
+    "flip": "random",
     "brightness": 63.0,
     "contrast": 0.8,
+    "clip": None,
     "activation_penalty": 0.0,
 }
 
@@ -55,9 +56,16 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
         "recipe": TRAINED_WITH | {"batch_size": 200, "arithmetic": "auto"},  # 50,000 images: 250 steps an epoch
         "baseline": phases,
         "train": phases[0] | {"start": "scratch"},
-        "finetune": phases[1],
+        "finetune": phases[1] | {"integer_aware": False},
         "convert": {"weight_bits": 12},
-        "simulate": {"steps": 100, "settle_limit": 1000, "engine": "auto", "batch_size": 50, "log_batch": 50},
+        "simulate": {
+            "steps": 100,
+            "settle_limit": 1000,
+            "layer_delay": [0],
+            "engine": "auto",
+            "batch_size": 50,
+            "log_batch": 50,
+        },
     }
 
 
@@ -80,6 +88,7 @@ def test_energies_are_those_of_a_45_nanometre_process() -> None:
         ("grid.seed", [0, 2**32 - 1]),
         ("energy.dram", 0),
         ("profiles.tiny.simulate.settle_limit", 20),  # as long as the curves
+        ("profiles.tiny.simulate.layer_delay", [0]),
         ("profiles.tiny.convert.weight_bits", 4),
         ("profiles.tiny.convert.weight_bits", 16),
         ("profiles.tiny.finetune.learning_rate", 1),
@@ -124,13 +133,13 @@ def test_params_cannot_be_changed_once_read(write_params: Edit) -> None:
         (
             "profiles.tiny.recipe.lr",
             "optimizer, batch_size, label_smoothing, validation, shift, flip, brightness, contrast, "
-            "activation_penalty, arithmetic",
+            "clip, activation_penalty, arithmetic",
         ),
         ("profiles.tiny.baseline.0.start", "epochs, learning_rate"),
         ("profiles.tiny.train.batch_size", "epochs, learning_rate, start"),
-        ("profiles.tiny.finetune.start", "epochs, learning_rate"),
+        ("profiles.tiny.finetune.start", "epochs, learning_rate, integer_aware"),
         ("profiles.tiny.convert.bits", "weight_bits"),
-        ("profiles.tiny.simulate.T", "steps, settle_limit, engine, batch_size, log_batch"),
+        ("profiles.tiny.simulate.T", "steps, settle_limit, layer_delay, engine, batch_size, log_batch"),
         ("energy.fp16_mac", "fp32_mac, int8_mac, int32_add, on_chip, dram"),
     ],
 )
@@ -198,9 +207,20 @@ ABOVE, AT_LEAST, AT_MOST = (
         ("profiles.tiny.recipe.label_smoothing", 1, "label_smoothing: Input should be less than 1 (found 1)"),
         ("profiles.tiny.recipe.shift", -1, f"profiles.tiny.recipe.shift: {AT_LEAST}0 (found -1)"),
         ("profiles.tiny.recipe.validation", -1, f"profiles.tiny.recipe.validation: {AT_LEAST}0 (found -1)"),
-        ("profiles.tiny.recipe.flip", "yes", "recipe.flip: Input should be a valid boolean (found 'yes')"),
+        (
+            "profiles.tiny.recipe.flip",
+            "yes",
+            "recipe.flip: Input should be 'none', 'random' or 'alternating' (found 'yes')",
+        ),
         ("profiles.tiny.recipe.brightness", 256, f"profiles.tiny.recipe.brightness: {AT_MOST}255 (found 256)"),
         ("profiles.tiny.recipe.contrast", 1, "recipe.contrast: Input should be less than 1 (found 1)"),
+        ("profiles.tiny.recipe.clip", 0, f"profiles.tiny.recipe.clip: {ABOVE}0 (found 0)"),
+        (
+            "profiles.tiny.recipe.clip",
+            2.75,
+            "profiles.tiny.recipe.clip is 2.75, but with k = 1 activations are multiples of 0.5: set it to such a",
+        ),
+        ("profiles.tiny.finetune.integer_aware", 1, "integer_aware: Input should be a valid boolean (found 1)"),
         ("profiles.tiny.recipe.activation_penalty", -1, f"recipe.activation_penalty: {AT_LEAST}0 (found -1)"),
         ("profiles.tiny.recipe.arithmetic", "fp16", "arithmetic: Input should be 'auto', 'bf16' or 'fp32'"),
         ("profiles.tiny.baseline", [], "profiles.tiny.baseline: List should have at least 1 item"),
@@ -220,6 +240,19 @@ ABOVE, AT_LEAST, AT_MOST = (
             "profiles.tiny.simulate.settle_limit",
             19,
             "profiles.tiny.simulate: settle_limit is 19, but every image runs for 20 steps: set it to simulate.steps",
+        ),
+        ("profiles.tiny.simulate.layer_delay", 4, "simulate.layer_delay: Input should be a valid list (found 4)"),
+        ("profiles.tiny.simulate.layer_delay", [], "simulate.layer_delay: List should have at least 1 item"),
+        (
+            "profiles.tiny.simulate.layer_delay",
+            [0, -1],
+            f"simulate.layer_delay.1: {AT_LEAST}0 (found -1)",
+        ),
+        ("profiles.tiny.simulate.layer_delay", [1.5], "layer_delay.0: Input should be a valid integer (found 1.5)"),
+        (
+            "profiles.tiny.simulate.layer_delay",
+            [0, 4, 0],
+            "profiles.tiny.simulate: layer_delay holds a duplicate: [0, 4, 0]",
         ),
         ("energy.dram", -1, f"energy.dram: {AT_LEAST}0 (found -1)"),
         ("energy.on_chip", float("nan"), "energy.on_chip: Input should be a finite number (found nan)"),
@@ -284,7 +317,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 def test_the_settings_of_a_network_are_those_of_its_stages(write_params: Edit) -> None:
     profile = load_params(write_params()).profiles["tiny"]
-    finetune = {"finetune.epochs": 1, "finetune.learning_rate": 0.0003}
+    finetune = {"finetune.epochs": 1, "finetune.learning_rate": 0.0003, "finetune.integer_aware": False}
     train = {"train.epochs": 1, "train.learning_rate": 0.003, "train.start": "scratch"}
     baseline = {"baseline.0.epochs": 1, "baseline.0.learning_rate": 0.003}
     shared = {"width": 0.5, "data.crop": 8}
@@ -292,6 +325,11 @@ def test_the_settings_of_a_network_are_those_of_its_stages(write_params: Edit) -
     assert profile.training_settings("baseline") == shared | baseline
     assert profile.training_settings("train") == shared | train
     assert profile.training_settings("finetune") == shared | train | finetune
+    # A network that is trained as integers depends on the width of their weights.
+    aware = load_params(write_params({"profiles.tiny.finetune.integer_aware": True})).profiles["tiny"]
+    integers = {"finetune.integer_aware": True, "convert.weight_bits": 12}
+    assert aware.training_settings("finetune") == shared | train | finetune | integers
+    assert aware.training_settings("train") == shared | train
 
     profile = load_params(write_params({"profiles.tiny.train.start": "baseline"})).profiles["tiny"]
     assert profile.training_settings("train") == shared | baseline | train | {"train.start": "baseline"}

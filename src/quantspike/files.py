@@ -18,7 +18,7 @@ from quantspike.errors import QuantspikeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Header = dict[str, str | int]  # what a file of tensors says of itself
+Header = dict[str, Any]  # what a file of tensors says of itself
 
 
 @contextmanager
@@ -146,8 +146,13 @@ def save_tensors(path: Path, file_format: str, version: int, header: Header, ten
             raise OSError(f"{error}; it needs {size / 1e6:.1f} MB") from error
 
 
-def load_tensors(path: Path, file_format: str, version: int) -> tuple[Header, dict[str, Tensor]]:
+def load_tensors(path: Path, file_format: str, *versions: int) -> tuple[Header, dict[str, Tensor]]:
     """Read the header and the tensors, on the CPU, of a file that `save_tensors` wrote.
+
+    Args:
+        path: the file.
+        file_format: kind of file.
+        versions: of that kind, that the caller reads.
 
     Raises:
         QuantspikeError: the file is absent or damaged, or of another format or version.
@@ -164,9 +169,10 @@ def load_tensors(path: Path, file_format: str, version: int) -> tuple[Header, di
             header: Header = json.loads(metadata[file_format])
             if not isinstance(header, dict):
                 raise ValueError("its header is not a mapping")
-            if header.get("version") != version:
+            if header.get("version") not in versions:
                 raise QuantspikeError(
-                    f"{path} has version {header.get('version')}, this quantspike reads {version}: "
+                    f"{path} has version {header.get('version')}, this quantspike reads "
+                    f"{' and '.join(map(str, versions))}: "
                     "delete it and run dvc repro"
                 )
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -26,6 +26,9 @@ OptimizerName = Literal["adam", "muon"]
 
 SEED_LIMIT = 2**32
 
+Setting = str | int | float | bool | None
+"""A value of params.yaml."""
+
 TrainingStage = Literal["baseline", "train", "finetune"]
 """The stages that train a network."""
 
@@ -132,10 +135,13 @@ class Recipe(Section):
         label_smoothing: share of each label that is spread evenly over all classes.
         validation: number of training images that are held out and only measured.
         shift: how far crops lie from the center at most, in pixels and within the image.
-        flip: whether half of the training images are mirrored left to right.
+        flip: which training images are mirrored left to right: `none`, a `random` half in each epoch, or `alternating`:
+            each image in every second epoch, half of them in the first.
         brightness: the offset is uniform from minus to plus this, in grey levels.
         contrast: the factor is uniform from 1 minus to 1 plus this.
-        activation_penalty: added to the loss for each spike per neuron that the activations stand for.
+        clip: the largest activation, a multiple of 2^-k for every k of the grid; null for none.
+        activation_penalty: added to the loss of quantized networks for each synaptic operation, as a share of the
+            network's synapses.
         arithmetic: of convolutions and classifier: `fp32`, `bf16`, or `auto` for bf16 where the hardware multiplies it.
     """
 
@@ -144,9 +150,10 @@ class Recipe(Section):
     label_smoothing: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     validation: Annotated[int, Field(ge=0)]
     shift: Annotated[int, Field(ge=0)]
-    flip: bool
+    flip: Literal["none", "random", "alternating"]
     brightness: Annotated[float, BeforeValidator(_number), Field(ge=0, le=255)]
     contrast: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    clip: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None
     activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)]
     arithmetic: Literal["auto", "bf16", "fp32"]
 
@@ -164,6 +171,12 @@ class Train(Phase):
     start: Literal["baseline", "scratch"]
 
 
+class Finetune(Phase):
+    """Second phase of a quantized network; `integer_aware` trains it as the integers that it is converted to."""
+
+    integer_aware: bool
+
+
 class Convert(Section):
     """Width of the integer weights, sign included, in bits."""
 
@@ -176,6 +189,7 @@ class Simulate(Section):
     Attributes:
         steps: T, the length of every curve and log.
         settle_limit: step after which an image that has not settled is reported as such.
+        layer_delay: steps that each layer waits for the one before; of several, the results are those of the first.
         engine: `events`, `dense`, `reference`, or `auto` for the fastest on the device; all give the same integers.
         batch_size: images that are simulated together; changes speed and memory only.
         log_batch: images per batch of the published log format.
@@ -183,17 +197,20 @@ class Simulate(Section):
 
     steps: Count
     settle_limit: Count
+    layer_delay: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     engine: Literal["auto", "reference", "dense", "events"]
     batch_size: Count
     log_batch: Count
 
     @model_validator(mode="after")
-    def _limit_beyond_steps(self) -> Simulate:
+    def _values_fit(self) -> Simulate:
         if self.settle_limit < self.steps:
             raise ValueError(
                 f"settle_limit is {self.settle_limit}, but every image runs for {self.steps} steps: "
                 "set it to simulate.steps or more"
             )
+        if len(set(self.layer_delay)) < len(self.layer_delay):
+            raise ValueError(f"layer_delay holds a duplicate: {self.layer_delay}")
         return self
 
 
@@ -234,11 +251,11 @@ class Profile(Section):
     recipe: Recipe
     baseline: list[Phase] = Field(min_length=1)
     train: Train
-    finetune: Phase
+    finetune: Finetune
     convert: Convert
     simulate: Simulate
 
-    def training_settings(self, stage: TrainingStage) -> dict[str, str | int | float | bool]:
+    def training_settings(self, stage: TrainingStage) -> dict[str, Setting]:
         """Return what a network depends on after a stage, under dotted names such as `train.epochs`."""
         sections: dict[str, BaseModel] = {"recipe": self.recipe}
         if stage == "baseline" or self.train.start == "baseline":
@@ -247,6 +264,8 @@ class Profile(Section):
             sections["train"] = self.train
         if stage == "finetune":
             sections["finetune"] = self.finetune
+            if self.finetune.integer_aware:
+                sections["convert"] = self.convert
         settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section}
         return {"width": self.width, "data.crop": self.data.crop, **settings}
 
@@ -278,6 +297,14 @@ class Params(Section):
             for name in names:
                 if name not in known:
                     raise ValueError(f"grid.{kind} names {name!r}, but {kind}s defines only {', '.join(known)}")
+        for name in self.grid.profile:
+            clip = self.profiles[name].recipe.clip
+            for k in self.grid.k if clip is not None else ():
+                if clip * 2**k % 1:
+                    raise ValueError(
+                        f"profiles.{name}.recipe.clip is {clip}, but with k = {k} activations are multiples of "
+                        f"{0.5**k}: set it to such a multiple"
+                    )
         return self
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 import oracle
 from make_networks import LAYER_STRINGS, set_normalization
-from quantspike.conversion.convert import conversion_report, convert, fold, thresholds
+from quantspike.conversion.convert import conversion_report, convert
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network
+from quantspike.networks.grids import fold, thresholds
 
 BITS = range(4, 17)
 
@@ -26,7 +27,7 @@ def limit_of(weight_bits: int) -> int:
 
 
 def threshold(largest: float, weight_bits: int) -> int:
-    return int(thresholds(np.array([largest]), limit_of(weight_bits))[0])
+    return int(thresholds(torch.tensor([largest], dtype=torch.float64), limit_of(weight_bits))[0])
 
 
 def one_neuron(weight: list[float], k: int = 0) -> QuantizedCNN:
@@ -71,7 +72,7 @@ def test_a_weight_without_a_threshold_is_refused_with_layer_and_channel() -> Non
     # 2 x 3.75 = 7.5 ties to 8, beyond 7.
     message = r"layer 3, channel 1: its largest weight is 3\.75, for which no threshold of at least 2 .* within 7; "
     with pytest.raises(QuantspikeError, match=message):
-        thresholds(np.array([1.0, 3.75, 0.0]), 7, layer=2)
+        thresholds(torch.tensor([1.0, 3.75, 0.0], dtype=torch.float64), 7, layer=2)
 
 
 def test_one_neuron_is_converted_and_reported_as_by_hand() -> None:
@@ -179,7 +180,8 @@ def test_a_network_is_converted_to_the_nearest_integers_and_stays_as_it_was(bits
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     converted = convert(network, bits)
     for block, layer in zip(network.blocks, converted.layers, strict=True):
-        weight, bias = fold(block, 2)
+        folded = fold(block.convolution.weight, block.normalization, 2)
+        weight, bias = (part.detach().numpy() for part in folded)
         for channel, theta in enumerate(layer.threshold.tolist()):
             assert theta == oracle.largest_threshold(float(np.abs(weight[channel]).max()), bits)
             assert layer.weight[channel].flatten().tolist() == [round(theta * w) for w in weight[channel].ravel()]

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracle
-from make_networks import LAYER_STRINGS, integer_network, random_images, random_integer_network
+from make_networks import (
+    LARGEST_COUNTS,
+    LAYER_STRINGS,
+    currents,
+    integer_network,
+    random_images,
+    random_integer_network,
+    two_to_one,
+)
 from quantspike.conversion.integer import (
     FORMAT,
     VERSION,
@@ -73,12 +81,13 @@ def test_images_that_do_not_fit_the_network_are_refused(shape: tuple[int, ...]) 
     k=st.integers(0, 4),
     bits=st.integers(4, 16),
     larger=st.integers(0, 3),
+    largest_count=LARGEST_COUNTS,
 )
 def test_input_and_settled_counts_are_those_of_the_whole_number_oracle(
-    case: tuple[str, int], seed: int, k: int, bits: int, larger: int
+    case: tuple[str, int], seed: int, k: int, bits: int, larger: int, largest_count: int | None
 ) -> None:
     text, size = case
-    network = random_integer_network(text, size, seed, k=k, weight_bits=bits)
+    network = random_integer_network(text, size, seed, k=k, weight_bits=bits, largest_count=largest_count)
     pixels = random_images(3, size + larger, seed)
     current = network.input_current(pixels)
     counts = network.settled_counts(current)
@@ -98,6 +107,52 @@ def test_counts_are_rounded_to_the_nearest_with_ties_upward(membrane: int, count
     # theta = 4, h = 2: floor((U + 2) / 4), so that 2/4, 6/4 and 10/4 all go up.
     network = integer_network("1C1-1", [([1], [-3], [4]), ([1], [0], [2])], [[1]])
     assert int(network.settled_counts(torch.full((1, 1, 1, 1), membrane + 3))[0]) == count
+
+
+@pytest.mark.parametrize(
+    ("membrane", "count"), [(-10, 0), (1, 0), (2, 1), (9, 2), (10, 3), (13, 3), (14, 3), (10**9, 3)]
+)
+def test_counts_are_clipped_at_the_largest_count(membrane: int, count: int) -> None:
+    # theta = 4, h = 2, k = 1 and clip = 1.5: M = 3. (9 + 2) / 4 = 2.75; (10 + 2) / 4 = 3 is M itself;
+    # (13 + 2) / 4 = 3.75 is the limit, 4 x 4 - 1 = 15; (14 + 2) / 4 = 4 is beyond it.
+    network = integer_network("1C1-1", [([1], [-3], [4]), ([1], [0], [2])], [[1]], k=1, clip=1.5)
+    assert (network.largest_count, network.limit(network.layers[0]).tolist()) == (3, [15])
+    assert int(network.settled_counts(torch.full((1, 1, 1, 1), membrane + 3))[0]) == count
+
+
+def test_a_clip_bounds_what_the_next_layer_gets() -> None:
+    # Inputs 1 and 5 at theta = 2 are counts of 1 and 3, with M = 2 of 1 and 2; behind them at theta = 4
+    # 10 - 4 x 3 = -2 is 0, and 10 - 4 x 2 = 2 is (2 + 2) / 4 = 1.
+    for clip, counts in ((None, [[1, 3], [0]]), (2, [[1, 2], [1]])):
+        settled = two_to_one(clip=clip).settled_counts(currents([1, 5]))
+        assert [layer.flatten().tolist() for layer in settled] == counts
+
+
+def test_without_a_clip_there_is_no_largest_count_and_the_limit_is_beyond_all_membranes() -> None:
+    network = two_to_one()
+    assert network.largest_count is None
+    limit = network.limit(network.layers[0])
+    assert (limit.dtype, limit.tolist()) == (torch.int32, [2**31 - 1] * 2)
+
+
+@pytest.mark.parametrize("clip", [0, -1, 0.1, 0.125, 2.3, float("inf"), float("nan")])
+def test_a_clip_that_is_no_positive_multiple_of_a_step_is_refused(clip: float) -> None:
+    layers = [([1], [0], [4]), ([1], [0], [2])]
+    assert integer_network("1C1-1", layers, [[1]], k=2, clip=0.25).largest_count == 1
+    with pytest.raises(QuantspikeError, match=rf"clip is {clip}, expected a positive multiple of 2\^-2"):
+        integer_network("1C1-1", layers, [[1]], k=2, clip=clip)
+
+
+def test_a_clip_that_takes_a_threshold_to_30_bits_is_refused_with_layer_and_channel() -> None:
+    # theta (M + 1) = 2^20 x 1024 = 2^30, and just below it with M = 1022, or with theta = 2^20 - 2.
+    layers = [([1], [0], [2]), ([1, 1], [0, 0], [2**20 - 2, 2**20])]
+    network = integer_network("1C1-2", layers, [[1, 1]], k=1, clip=511)
+    assert network.limit(network.layers[1]).tolist() == [1023 * (2**20 - 2) - 1, 1023 * 2**20 - 1]
+    message = (
+        r"layer 2, channel 1: its threshold of 1048576 times 1024 reaches 2\^30; convert with a smaller clip or fewer"
+    )
+    with pytest.raises(QuantspikeError, match=message):
+        integer_network("1C1-2", layers, [[1, 1]], k=1, clip=511.5)
 
 
 def test_a_sum_beyond_24_bits_is_exact() -> None:
@@ -139,7 +194,7 @@ def test_a_membrane_beyond_30_bits_is_named_with_image_layer_and_channel(membran
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "network.safetensors"
-    save_integer_network(file, random_integer_network("4C3-P2-3", 4, seed=1, k=2, weight_bits=9))
+    save_integer_network(file, random_integer_network("4C3-P2-3", 4, seed=1, k=2, weight_bits=9, largest_count=7))
     return file
 
 
@@ -151,8 +206,10 @@ def change(path: Path, header: dict[str, Any], tensors: dict[str, Tensor | None]
 
 
 def test_a_network_is_read_back_as_it_was_written_and_gives_the_same_bytes(path: Path) -> None:
-    network, loaded = random_integer_network("4C3-P2-3", 4, seed=1, k=2, weight_bits=9), load_integer_network(path)
-    for name in ("architecture", "k", "weight_bits", "classifier_exponent"):
+    network = random_integer_network("4C3-P2-3", 4, seed=1, k=2, weight_bits=9, largest_count=7)
+    loaded = load_integer_network(path)
+    assert loaded.clip == 1.75
+    for name in ("architecture", "k", "weight_bits", "clip", "classifier_exponent"):
         assert getattr(loaded, name) == getattr(network, name)
     assert torch.equal(loaded.classifier, network.classifier)
     for found, written in zip(loaded.layers, network.layers, strict=True):
@@ -161,6 +218,21 @@ def test_a_network_is_read_back_as_it_was_written_and_gives_the_same_bytes(path:
             assert torch.equal(getattr(found, name), getattr(written, name))
     save_integer_network(path.with_name("again"), loaded)
     assert path.read_bytes() == path.with_name("again").read_bytes()
+
+
+def test_a_network_without_a_clip_and_one_of_version_1_are_read(path: Path) -> None:
+    change(path, {"clip": None}, {})
+    assert load_integer_network(path).clip is None
+    header, tensors = load_tensors(path, FORMAT, VERSION)
+    del header["clip"], header["version"]
+    save_tensors(path, FORMAT, 1, header, tensors)
+    assert load_integer_network(path).clip is None
+    save_tensors(path, FORMAT, VERSION, header, tensors)
+    with pytest.raises(QuantspikeError, match=r"is damaged \('clip' is missing\)"):
+        load_integer_network(path)
+    save_tensors(path, FORMAT, 3, header, tensors)
+    with pytest.raises(QuantspikeError, match="has version 3, this quantspike reads 1 and 2: delete it and run dvc"):
+        load_integer_network(path)
 
 
 def int16(*shape: int) -> Tensor:
@@ -212,6 +284,9 @@ def test_tensors_that_no_conversion_makes_are_refused(
         {"k": None},
         {"k": -1},
         {"weight_bits": 40},
+        {"clip": "half"},
+        {"clip": 0.3},
+        {"clip": 2**28},
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(path: Path, header: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import Block, QuantizedCNN, Quantizer, new_network, quantize, with_precision
+from quantspike.params import Precision
 
 
 def small() -> Architecture:
@@ -49,6 +50,24 @@ def test_the_gradient_passes_straight_through() -> None:
     (quantize(values, 1) * torch.tensor([1.0, 2.0, 3.0, -4.0])).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [1.0, 2.0, 3.0, -4.0]
+
+
+@pytest.mark.parametrize("k", ["fp32", 1])
+def test_a_clip_bounds_the_activations_of_every_layer_and_their_gradients(k: Precision) -> None:
+    network = new_network(small(), k, 3, clip=1.5)
+    for activations in network.activations(images()):
+        assert 0 <= activations.min() < activations.max() == 1.5
+    values = torch.tensor([-1.0, 0.0, 0.7, 1.26, 1.5, 9.0], requires_grad=True)
+    block = network.blocks[0]
+    activations = block.rectifier(values * 1.0)
+    activations = activations if k == "fp32" else block.quantizer(activations)
+    activations.sum().backward()
+    # With k = 1: 0.7 is 1.4 steps, 1.26 is 2.52.
+    assert activations.tolist() == pytest.approx(
+        [0, 0, 0.7, 1.26, 1.5, 1.5] if k == "fp32" else [0, 0, 0.5, 1.5, 1.5, 1.5]
+    )
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 0, 1, 1, 0, 0]
 
 
 def test_full_precision_is_the_same_network_without_quantizers() -> None:

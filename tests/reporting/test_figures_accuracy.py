@@ -125,7 +125,8 @@ def test_steps_stand_on_a_logarithmic_axis_though_there_be_one_alone() -> None:
             axes = figure_of(name, case).axes[-1]
             assert axes.get_xscale() == "log"
             assert tick_labels_of(axes) == labels.split()
-        assert [points_of(dot)[0][0] for dot in lines_of(axes, marker="o")] == [1, 1]
+        # The made-up networks of one step are stable, but not settled.
+        assert [points_of(dot)[0][0] for dot in lines_of(axes, marker="o")] == [1, 1] * (name == "accuracy_speed")
 
 
 def test_the_upper_panel_is_the_top_of_the_lower_one() -> None:
@@ -156,19 +157,19 @@ def test_settled_images_are_percentages_of_the_table_with_a_dot_where_all_are() 
         (result,) = spiking_of("published", k)
         line = line_of(axes, color_of(k))
         assert line.get_ydata() == pytest.approx(100 * result.steps["settled"].to_numpy(), abs=1e-9)
-    # The images of the made-up networks settle evenly up to step 29 + 33 k: of k = 1, half of them by step 31.
-    assert points_of(line_of(axes, color_of(1)))[30] == (31, pytest.approx(50))
+    # The images of the made-up networks settle evenly up to step 56 + 33 k: of k = 0, half of them by step 28.
+    assert points_of(line_of(axes, color_of(0)))[27] == (28, pytest.approx(50))
     dots = {to_hex(dot.get_color()): points_of(dot) for dot in lines_of(axes, marker="o")}
-    assert dots == {color_of(0): [(29, 100)], color_of(1): [(62, 100)], color_of(2): [(95, 100)]}
+    assert dots == {color_of(0): [(56, 100)], color_of(1): [(89, 100)]}  # 122 is beyond the last step
     assert legend_of(figure) == ["k = 0", "k = 1", "k = 2", "all images settled from here on"]
 
 
 def test_of_several_seeds_the_dot_waits_for_the_last_image_of_all() -> None:
-    (axes,) = settling(with_steps("seeds of digits", settled=np.minimum(1.0, np.arange(1, 101) / 40))).axes
+    (axes,) = settling(with_steps("seeds of digits", settled=np.minimum(1.0, np.arange(1, 101) / 80))).axes
     (dot,) = lines_of(axes, marker="o")
-    assert points_of(dot) == [(40, 100)]
-    # By step 10 are 10/29, 10/29 and 10/40 settled.
-    settled = [1000 / 29, 1000 / 29, 1000 / 40]
+    assert points_of(dot) == [(80, 100)]
+    # By step 10 are 10/56, 10/56 and 10/80 settled.
+    settled = [1000 / 56, 1000 / 56, 1000 / 80]
     band = mean(settled) - stdev(settled), mean(settled) + stdev(settled)
     assert band_of(axes, color_of(0))[10] == pytest.approx(band)
 

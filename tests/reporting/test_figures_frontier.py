@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from matplotlib.colors import to_hex
 
 from draw_figures import (
     band_of,
+    compare,
     figure_of,
     legend_of,
     line_of,
@@ -18,11 +21,12 @@ from draw_figures import (
     results_of,
     table_of,
     tick_labels_of,
+    written_in,
 )
 from quantspike.reporting.figures.comparison import Comparison, Series
 from quantspike.reporting.figures.frontier import frontier
 from quantspike.reporting.palette import FULL_PRECISION, color_of
-from quantspike.reporting.results import spiking_results
+from quantspike.reporting.results import SpikingResult, spiking_results
 from quantspike.reporting.tables import LOSSES, stopping_step
 
 MARKERS = ("o", "s", "^")
@@ -64,15 +68,17 @@ def test_marks_stand_where_the_accuracy_stays_close_to_the_last_one_or_above() -
 def test_the_words_below_say_the_same_as_the_marks() -> None:
     figure = figure_of("frontier", "published")
     head, *rows = table_of(figure.axes[2])
-    assert head == ["", "● within 0.1 points", "■ within 0.5 points", "▲ within 1 point", "last step"]
-    assert figure.axes[2].get_title(loc="left").endswith("percentage points of the final accuracy, or above")
-    for k, (name, *stops, last) in enumerate(rows):
+    assert head == ["", "● 0.1 points", "■ 0.5 points", "▲ 1 point", "D = 0", "least", "accuracy (%)"]
+    title = " ".join(figure.axes[2].get_title(loc="left").split())
+    assert "stays within so many percentage points of the final accuracy, or above (layer delay 0), and up to" in title
+    for k, (name, *stops, settled, least, accuracy) in enumerate(rows):
         assert name == f"k = {k}"
         (steps,) = [result.steps for result in spiking_results(results_of("published")) if result.run.k == k]
         expected = steps.iloc[[stopping_step(steps["accuracy"], loss) - 1 for loss in LOSSES]]
         assert stops == [f"{one.synops / 1e6:,.0f}, step {one.step}" for one in expected.itertuples()]
-        # 270 million x 1.64^k, nearly all of them by step 100
-        assert last == f"{270 * 1.64**k:,.0f}"
+        # 270 million x 1.64^k, nearly all of them by step 56 + 33 k, which is 122 for k = 2; 70% for the net counts
+        assert settled == ("-" if k == 2 else f"{270 * 1.64**k:,.0f}, step {56 + 33 * k}")
+        assert (least, accuracy) == (f"{0.7 * 270 * 1.64**k:,.0f}", f"{92.64 + 0.22 * k:.2f}")
         marks = marks_of(figure.axes[1], color_of(k))
         assert marks == {
             marker: (pytest.approx(one.synops / 1e6), pytest.approx(100 * one.accuracy))
@@ -97,7 +103,56 @@ def test_operations_of_the_ann_are_vertical_lines_and_its_accuracy_a_horizontal_
         assert list(thrice.get_xdata()) == pytest.approx([1197.570048] * 2)
         assert list(level.get_ydata()) == pytest.approx([100 * 0.9266] * 2)
         assert {to_hex(line.get_color()) for line in (once, thrice, level)} == {FULL_PRECISION}
-    assert legend_of(figure)[5:] == ["ANN: MACs", "ANN: 3 additions per MAC", "thin: published (official CIFAR-10)"]
+    assert legend_of(figure)[5:8] == ["ANN: MACs", "ANN: 3 additions per MAC", "thin: published (official CIFAR-10)"]
+
+
+def settled_of(axes: Axes, k: int) -> list[tuple[float, float]]:
+    """Return steps and SOPs of the points of a k in the panel of settled images."""
+    (line,) = [one for one in lines_of(axes, marker="o") if to_hex(one.get_color()) == color_of(k)]
+    return points_of(line)
+
+
+def test_a_point_for_each_layer_delay_shows_step_and_operations_until_all_images_are_settled() -> None:
+    figure = figure_of("frontier", "delays")
+    panel = figure.axes[3]
+    # Of k = 0: step 56 + 9 D and 270 million x (0.7 + 0.3 / (1 + D)), nearly; of k = 1, 89 + 9 D goes beyond 100.
+    expected = [(56, 270), (65, 229.5), (74, 216), (92, 205.2)]
+    assert settled_of(panel, 0) == [(step, pytest.approx(synops, rel=1e-6)) for step, synops in expected]
+    assert [step for step, _ in settled_of(panel, 1)] == [89, 98]
+    assert written_in(panel) == ["0", "1", "2", "4", "0", "1"]
+    assert table_of(figure.axes[2])[2][4:] == ["443, step 89", "376, step 98", "-", "-", "310", "92.86"]
+    published = {to_hex(line.get_markeredgecolor()): points_of(line) for line in lines_of(panel, marker="D")}
+    assert published == {color_of(0): [(29, 270.161535)], color_of(1): [(57, pytest.approx(414.151, abs=1e-3))]}
+    levels = [
+        line.get_ydata()[0] for line in panel.lines if len(set(line.get_xdata())) == 2 and line.get_marker() == "None"
+    ]
+    assert levels == pytest.approx([0.7 * 270, 0.7 * 270 * 1.64])
+    assert legend_of(figure)[7:] == [
+        "all images settled; number: layer delay D",
+        "least possible (net counts)",
+        "published time steps",
+    ]
+
+
+def test_of_several_seeds_points_are_means_with_error_bars_and_wait_for_all_seeds() -> None:
+    baseline, first, second = (results_of("delays of seeds")[place] for place in (0, 2, 3))
+    assert isinstance(first, SpikingResult)
+    assert isinstance(second, SpikingResult)
+    # D = 0 after 56 and 60 steps with 1,000,000 and 1,200,000 SOPs; D = 1 does not settle with the second seed.
+    seeds = []
+    for result, settled, synops, late in ((first, 56, 1e6, 1.0), (second, 60, 1.2e6, 0.9)):
+        steps = pd.DataFrame({"step": range(1, 101), "settled": 0.5, "synops": synops})
+        steps.loc[settled - 1 :, "settled"] = 1.0
+        delays = pd.concat([steps.assign(layer_delay=0), steps.assign(layer_delay=1, settled=late)])
+        seeds.append(replace(result, delays=delays))
+    figure = frontier(compare([baseline, *seeds]))
+    panel = figure.axes[3]
+    assert settled_of(panel, 0) == [(58, 1_100)]
+    # Standard deviations: 4 / sqrt(2) steps and 200 / sqrt(2) thousand SOPs
+    (across,), (along,) = (bars.get_segments() for bars in panel.containers[0].lines[2])
+    assert across[:, 0] == pytest.approx([58 - 8**0.5, 58 + 8**0.5])
+    assert along[:, 1] == pytest.approx([1_100 - 20_000**0.5, 1_100 + 20_000**0.5])
+    assert table_of(figure.axes[2])[1][4:6] == ["1,100, step 58", "-"]
 
 
 def test_of_several_seeds_curve_and_marks_are_those_of_the_mean_with_a_band() -> None:
@@ -149,4 +204,6 @@ def test_a_network_that_never_spikes_is_drawn() -> None:
     FigureCanvasAgg(figure).draw()
     assert figure.axes[1].get_xscale() == "linear"
     assert figure.axes[1].get_xlabel() == "synaptic operations per image"
-    assert table_of(figure.axes[2])[1] == ["k = 1", "0, step 1", "0, step 1", "0, step 1", "0"]
+    head, row = table_of(figure.axes[2])
+    assert (head[-1], row) == ("last step", ["k = 1", "0, step 1", "0, step 1", "0, step 1", "0"])
+    assert len(figure.axes) == 3  # no panel of settled images

@@ -105,8 +105,10 @@ def test_the_profile_paper_is_the_published_protocol() -> None:
         ({"recipe__label_smoothing": 0.1}, "recipe.label_smoothing 0.1 (0)"),
         ({"recipe__shift": 3}, "recipe.shift 3 (4)"),
         ({"recipe__validation": 5000}, "recipe.validation 5000 (0)"),
-        ({"recipe__flip": False}, "recipe.flip false (true)"),
+        ({"recipe__flip": "alternating"}, "recipe.flip alternating (random)"),
         ({"recipe__brightness": 0}, "recipe.brightness 0 (63)"),
+        ({"recipe__clip": 4.0}, "recipe.clip 4 (none)"),
+        ({"finetune__integer_aware": True}, "finetune.integer_aware true (false)"),
         ({"recipe__activation_penalty": 1e-3}, "recipe.activation_penalty 0.001 (0)"),
         (
             {"baseline": [{"epochs": 6, "learning_rate": 2e-3}]},
@@ -116,6 +118,7 @@ def test_the_profile_paper_is_the_published_protocol() -> None:
         ({"train__epochs": 2}, "train.epochs 2 (100)"),
         ({"finetune__learning_rate": 5e-5}, "finetune.learning_rate 5e-05 (0.0001)"),
         ({"simulate__steps": 80}, "simulate.steps 80 (100)"),
+        ({"simulate__layer_delay": [4, 0]}, "simulate.layer_delay 4 (0)"),
     ],
 )
 def test_a_difference_from_the_protocol_is_named_with_both_values(changes: dict[str, Any], difference: str) -> None:

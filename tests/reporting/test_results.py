@@ -55,6 +55,23 @@ def test_a_spiking_run_is_read_in_full(grid: list[Run]) -> None:
     assert result.architecture.text == "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024"
 
 
+def test_every_layer_delay_has_its_cost(tmp_path: Path) -> None:
+    run = find_run(make_params(simulate__layer_delay=[1, 0, 6]), "paper", "cnn1", 0, 0, tmp_path)
+    make_run(run)
+    result = read_run(run)
+    assert isinstance(result, SpikingResult)
+    # 56 steps and 9 more for each step of delay: 110 are beyond T. 270 million SOPs, of which 30% divided by 1 + D.
+    assert {delay: (step, round(synops)) for delay, (step, synops) in result.cost_by_delay.items()} == {
+        1: (65, 229_500_000),
+        0: (56, 270_000_000),
+        6: (None, 200_571_429),
+    }
+    assert outdated(result) == []
+    assert (result.simulation.layer_delay, result.simulation.settled_step) == (1, 65)
+    assert result.simulation.least_synops == pytest.approx(0.7 * 270e6)
+    assert result.steps["synops"].iloc[-1] == result.simulation.synops
+
+
 def test_epochs_count_on_over_the_two_phases_of_a_k(grid: list[Run]) -> None:
     training = read_run(grid[1]).training
     assert training["epoch"].tolist() == list(range(1, 201))
@@ -116,10 +133,12 @@ def test_reading_all_of_nothing_is_refused() -> None:
     [
         ({"train__epochs": 7}, "train.epochs: expected 7, found 100"),
         ({"finetune__learning_rate": 5e-5}, "finetune.learning_rate: expected 5e-05, found 0.0001"),
-        ({"recipe__flip": False}, "recipe.flip: expected False, found True"),
+        ({"recipe__flip": "none"}, "recipe.flip: expected none, found random"),
         ({"train__start": "baseline"}, "train.start: expected baseline, found scratch"),
         ({"convert__weight_bits": 8}, "convert.weight_bits: expected 8, found 12"),
         ({"simulate__steps": 50}, "simulate.steps: expected 50, found 100"),
+        ({"simulate__layer_delay": [4, 0]}, "simulate.layer_delay: expected [4, 0], found [0]"),
+        ({"simulate__layer_delay": [0, 4]}, "simulate.layer_delay: expected [0, 4], found [0]"),
         ({"simulate__settle_limit": 500}, "simulate.settle_limit: expected 500, found 1000"),
     ],
 )
@@ -209,6 +228,16 @@ def test_a_file_that_holds_a_list_is_damaged(run: Run) -> None:
         ),
         ("simulate.csv", lambda table: table.assign(accuracy=None), "accuracy must be a number in every line"),
         ("simulate.csv", lambda table: table.assign(accuracy="high"), "accuracy must be a number in every line"),
+        (
+            "simulate_delays.csv",
+            lambda table: table[:-1],
+            "expected steps 1 to 100 of each layer_delay in turn, 0 first",
+        ),
+        (
+            "simulate_delays.csv",
+            lambda table: table.assign(layer_delay=1),
+            "expected steps 1 to 100 of each layer_delay",
+        ),
         ("simulate_layers.csv", lambda table: table[:-1], "expected 100 steps with a line for each of the 10 layers"),
         ("simulate_layers.csv", lambda table: table[::-1], "expected 100 steps with a line for each of the 10 layers"),
         ("simulate_layers.csv", lambda table: table.assign(neurons=1), "expected 100 steps with a line for each"),

@@ -12,7 +12,7 @@ import pytest
 from make_results import change_json, data_set, make_grid, make_params, make_run
 from quantspike.errors import QuantspikeError
 from quantspike.params import Params
-from quantspike.paths import grid_runs
+from quantspike.paths import Run, grid_runs
 from quantspike.reporting.results import RunResult, read_all
 from quantspike.reporting.summary import console_table, latex, markdown, paper_sections, write_summary
 from quantspike.reporting.tables import RUNS_COLUMNS, SUMMARY_COLUMNS
@@ -79,8 +79,10 @@ def test_the_paper_tables_have_units_and_published_figures(results: list[RunResu
     assert accuracy[1] == ["cnn1", "fp32", "1", "92.66", "92.66", "+0.00", *["-"] * 7]
     assert costs[1] == ["cnn1", "fp32", "1", *["-"] * 9, "399.19"]
     titles = "model, k, n, integer network (%), integer = ANN (%), SNN ≠ integer (images), settled (step), not settled "
-    assert ", ".join(conversion[0]) == f"{titles}(images)"
-    assert [" ".join(row) for row in conversion[1:3]] == ["cnn1 0 1 92.64 98.90 0 56 0", "cnn1 1 1 92.86 98.90 0 89 0"]
+    assert ", ".join(conversion[0]) == f"{titles}(images), least SOPs (million)"
+    # least: 70% of 270 and of 442.8 million
+    rows = ["cnn1 0 1 92.64 98.90 0 56 0 189.00", "cnn1 1 1 92.86 98.90 0 89 0 309.96"]
+    assert [" ".join(row) for row in conversion[1:3]] == rows
 
 
 def expected_row(row: pd.Series[Any]) -> list[str]:
@@ -121,6 +123,37 @@ def test_csv_markdown_and_latex_agree_cell_by_cell(tmp_path: Path, seed: tuple[i
         # Titles have their unit below them in LaTeX.
         assert [re.sub(r".*\((.*)\)", r"\1", title) for title in lines[0]] == other[0]
         assert lines[1:] == other[1:]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> list[Run]:
+    """Runs whose trained, integer and spiking networks are one, with two layer delays."""
+    return make_grid(make_params(finetune__integer_aware=True, simulate__layer_delay=[2, 0]), tmp_path)
+
+
+def test_networks_that_are_one_have_one_accuracy(one: list[Run]) -> None:
+    results = read_all(one)
+    accuracy, _, conversion = markdown_tables(markdown(results))
+    assert accuracy[0][3:] == ["accuracy (%)", "published", "Δ", "proved (images)", "stable (step)", "published", "Δ"]
+    # The baseline next to the published ANN, k next to the published SNN: 92.82 - 92.77; steps 62 + 2 x 9 - 57
+    assert " ".join(accuracy[1]) == "cnn1 fp32 1 92.66 92.66 +0.00 - - - -"
+    assert " ".join(accuracy[3]) == "cnn1 1 1 92.82 92.77 +0.05 10,000/10,000 80 57 +23"
+    assert conversion[0][3:6] == ["SNN ≠ integer (images)", "settled (step)", "not settled (images)"]
+    sentence = "Trained, integer and spiking network (after 100 steps) are one, with one accuracy. "
+    assert f"{sentence}Layer delay: D = 2; also simulated: 0. Proved: test images on" in paper_sections(results, 3)
+    in_latex = latex_tables(latex(results))[0]
+    assert in_latex[0][3:7] == ["%", "published", "Δ", "images"]
+    assert in_latex[1:] == accuracy[1:]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "integer_accuracy", "ann_agreement"])
+def test_one_network_that_differs_gives_every_row_both_accuracies(one: list[Run], name: str) -> None:
+    change_json(one[2].metrics / "simulate.json", **{name: 0.9283})
+    results = read_all(one)
+    accuracy, _, conversion = markdown_tables(markdown(results))
+    assert (accuracy[0][3], accuracy[0][6], accuracy[0][9]) == ("ANN (%)", "SNN (%)", "SNN = integer (images)")
+    assert conversion[0][4] == "integer = ANN (%)"
+    assert "are one, with one accuracy" not in latex(results)
 
 
 def test_the_latex_is_balanced_with_a_float_per_table_and_the_notes_as_comments(tmp_path: Path) -> None:

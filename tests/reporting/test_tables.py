@@ -52,18 +52,18 @@ def test_the_file_of_runs_keeps_whole_numbers_whole_and_gaps_empty(results: list
         == ",".join(RUNS_COLUMNS)
         == (
             "profile,model,k,seed,images,ann_accuracy,integer_accuracy,snn_accuracy,ann_agreement,differing_predictions,"
-            "stable_step,settled_step,unsettled,equal,positive_spikes,negative_spikes,synops,ann_macs,"
+            "stable_step,settled_step,unsettled,equal,positive_spikes,negative_spikes,synops,least_synops,ann_macs,"
             "published_ann_accuracy,published_snn_accuracy,published_stable_step,published_synops,"
             "published_positive_spikes,published_negative_spikes"
         )
     )
-    assert lines[1] == "paper,cnn1,fp32,0,10000,0.9266,,,,,,,,,,,,399190016,0.9266,,,,,"
+    assert lines[1] == "paper,cnn1,fp32,0,10000,0.9266,,,,,,,,,,,,,399190016,0.9266,,,,,"
     assert lines[2] == (
         "paper,cnn1,0,0,10000,0.926,0.9264,0.9264,0.989,0,29,56,0,10000,"
-        "160000.0,41000.0,270000000.0,399190016,,0.9264,29,270161535,160087,41371"
+        "160000.0,41000.0,270000000.0,189000000.0,399190016,,0.9264,29,270161535,160087,41371"
     )
-    # k = 2 never settled: nothing between its stable step, 95, and its 0 unsettled images.
-    assert ",95,,0," in lines[4]
+    # k = 2 never settled: nothing between its stable step, 95, and 10,000 x 22 / 122 unsettled images.
+    assert ",95,,1803," in lines[4]
 
 
 def test_the_summary_of_single_seeds_is_that_of_the_runs_without_spread(
@@ -119,7 +119,7 @@ def test_seeds_on_different_images_are_not_averaged(tmp_path: Path) -> None:
 def test_the_sources_table_changes_with_any_result_file(seeds: list[Run]) -> None:
     results = read_all(seeds)
     before = sources_table(results)
-    assert len(before) == 3 * 2 + 3 * 8
+    assert len(before) == 3 * 2 + 3 * 9
     certificate = seeds[4].metrics / "certificate.json"
     certificate.write_text(certificate.read_text() + "\n")
     changed = before[before["sha256"] != sources_table(results)["sha256"]]

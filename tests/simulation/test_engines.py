@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import oracle
 from make_networks import (
+    DELAYS,
+    LARGEST_COUNTS,
     LAYER_STRINGS,
     LIMIT,
     currents,
@@ -82,6 +84,47 @@ def test_a_spike_crosses_the_whole_network_within_its_step(engine: Make) -> None
     assert (recording.positive.tolist(), recording.settled_step.tolist()) == ([[[1]] * 4], [1])
 
 
+def test_a_clipped_neuron_stops_at_the_largest_count(engine: Make) -> None:
+    # M = 2. Inputs 1 and 5 at theta = 2 are counts of 1 and 2: 5 + 1 is one beyond the limit, 2 x 3 - 1 = 5. Behind
+    # them, with theta = 4 and h = 2:
+    #   step 1: U = 10 + 4 = 14, min(14 + 2, 4 x 3 - 1) = 11: d = 11, fires
+    #   step 2: U = 18, d = 11 - 4 = 7, fires; then 3: all settled
+    # With the other image, input 3 is exactly the clip, (3 + 1) / 2 = 2, and U = 4 + 4 = 8, a count of 2.5.
+    recording = engine(two_to_one(weights=(10, 4), clip=2)).run(currents([1, 5], [-2, 3]), 3, 9)
+    assert recording.positive[:, :, 0].tolist() == [[2, 1], [1, 1], [0, 0]]
+    assert recording.positive[:, :, 1].tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert not recording.negative.any()
+    assert recording.settled_step.tolist() == [2, 2]
+    assert net_counts(recording) == [[1, 2, 0, 2], [2, 2]]
+
+
+def test_a_layer_with_a_delay_adds_up_its_input_and_fires_when_its_time_has_come(engine: Make) -> None:
+    # As above, U = 6, 2, -2 after steps 1, 2 and 3, with d = 8, 4 and 0. With D = 1 the second layer fires at step 2,
+    # d = 4, and takes that back at step 3; with D = 2 it has nothing to fire, and from D = 3 on neither.
+    for delay, positive, negative, settled in (
+        (1, [0, 1, 0, 0], [0, 0, 1, 0], [False, True, True, True]),
+        (2, [0, 0, 0, 0], [0, 0, 0, 0], [False, False, True, True]),
+        (3, [0, 0, 0, 0], [0, 0, 0, 0], [False, False, True, True]),
+    ):
+        recording = engine(two_to_one()).run(currents([1, 5]), 4, 9, delay)
+        assert recording.positive[:, 0, 0].tolist() == [2, 1, 1, 0]
+        assert recording.positive[:, 1, 0].tolist() == positive
+        assert recording.negative[:, 1, 0].tolist() == negative
+        assert recording.settled[:, 1, 0].tolist() == settled
+        assert recording.settled_step.tolist() == [3]
+        assert net_counts(recording) == [[1, 3], [0]]
+
+
+def test_a_spike_with_a_delay_crosses_one_layer_after_another(engine: Make) -> None:
+    # The same membrane in every layer, 2 after step 1, l D + 1 steps later for layer l: a count of 1, and settled then.
+    layers = [([1], [0], [2])] + [([2], [0], [2])] * 3
+    recording = engine(integer_network("1C1-1-1-1", layers, [[1]])).run(currents([1]), 50, 50, 15)
+    fired = recording.positive[:, :, 0].nonzero()
+    # Across the 32 steps after which the event engine goes on to the next layer.
+    assert [part.tolist() for part in fired] == [[0, 15, 30, 45], [0, 1, 2, 3]]
+    assert recording.settled_step.tolist() == [46]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     case=st.sampled_from(LAYER_STRINGS),
@@ -90,16 +133,18 @@ def test_a_spike_crosses_the_whole_network_within_its_step(engine: Make) -> None
     bits=st.integers(4, 16),
     n=st.integers(1, 3),
     steps=st.integers(1, 12),
+    largest_count=LARGEST_COUNTS,
+    delay=DELAYS,
 )
 def test_every_engine_records_what_the_oracle_counts(
-    case: tuple[str, int], seed: int, k: int, bits: int, n: int, steps: int
+    case: tuple[str, int], seed: int, k: int, bits: int, n: int, steps: int, largest_count: int | None, delay: int
 ) -> None:
     text, size = case
-    network = random_integer_network(text, size, seed, k=k, weight_bits=bits)
+    network = random_integer_network(text, size, seed, k=k, weight_bits=bits, largest_count=largest_count)
     current = network.input_current(random_images(n + 1, size, seed)[1:])
-    runs = [oracle.run(network, image.flatten().numpy(), steps) for image in current]
+    runs = [oracle.run(network, image.flatten().numpy(), steps, delay) for image in current]
     for name in ENGINES:
-        recording = new_engine(name, network, CPU).run(current, steps, steps)
+        recording = new_engine(name, network, CPU).run(current, steps, steps, delay)
         for n, run in enumerate(runs):
             for measure in oracle.COUNTS:
                 counts = getattr(recording, measure)[:, :, n].cumsum(axis=0)

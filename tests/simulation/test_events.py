@@ -18,7 +18,16 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from make_networks import LAYER_STRINGS, LIMIT, currents, integer_network, random_images, random_integer_network
+from make_networks import (
+    DELAYS,
+    LARGEST_COUNTS,
+    LAYER_STRINGS,
+    LIMIT,
+    currents,
+    integer_network,
+    random_images,
+    random_integer_network,
+)
 from quantspike.conversion.integer import MEMBRANE_LIMIT, IntegerNetwork
 from quantspike.errors import QuantspikeError
 from quantspike.simulation import event_kernels, events, neuron, spike_lists
@@ -42,22 +51,28 @@ WIDE = (
 """Layer strings whose maps fill several tiles of 64 channels, even numbers of them and odd ones."""
 
 
-def outcome(engine: Engine, current: Tensor, steps: int, limit: int) -> Recording | str:
+def outcome(engine: Engine, current: Tensor, steps: int, limit: int, delay: int) -> Recording | str:
     """Return the recording, or the message of a membrane beyond 31 bits."""
     try:
-        return engine.run(current, steps, limit)
+        return engine.run(current, steps, limit, delay)
     except QuantspikeError as error:
         return str(error)
 
 
 def run_with(
-    network: IntegerNetwork, current: Tensor, steps: int, limit: int, threads: int, constants: tuple[int, int, int]
+    network: IntegerNetwork,
+    current: Tensor,
+    steps: int,
+    limit: int,
+    delay: int,
+    threads: int,
+    constants: tuple[int, int, int],
 ) -> Recording | str:
     """Run a batch with other constants: CHUNK, BLOCK_BYTES and IMAGES_AT_ONCE."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(("CHUNK", "BLOCK_BYTES", "IMAGES_AT_ONCE"), constants, strict=True):
             patch.setattr(events, name, value)
-        return outcome(EventEngine(network, threads=threads), current, steps, limit)
+        return outcome(EventEngine(network, threads=threads), current, steps, limit, delay)
 
 
 def assert_same(found: Recording | str, expected: Recording | str) -> None:
@@ -84,16 +99,28 @@ constants = st.tuples(st.sampled_from((1, 2, 3, 32)), st.sampled_from((1, 640 * 
     threads=st.integers(1, 3),
     steps=st.integers(1, 20),
     more=st.sampled_from((0, 1, 7, 25)),
+    largest_count=LARGEST_COUNTS,
+    delay=DELAYS,
     changed=constants,
 )
 def test_all_integers_are_the_references(
-    case: tuple[str, int], seed: int, k: int, bits: int, n: int, threads: int, steps: int, more: int, changed: Any
+    case: tuple[str, int],
+    seed: int,
+    k: int,
+    bits: int,
+    n: int,
+    threads: int,
+    steps: int,
+    more: int,
+    largest_count: int | None,
+    delay: int,
+    changed: Any,
 ) -> None:
     text, size = case
-    network = random_integer_network(text, size, seed, k=k, weight_bits=bits)
+    network = random_integer_network(text, size, seed, k=k, weight_bits=bits, largest_count=largest_count)
     current = network.input_current(random_images(n, size, seed))
-    found = run_with(network, current, steps, steps + more, threads, changed)
-    assert_same(found, ReferenceEngine(network).run(current, steps, steps + more))
+    found = run_with(network, current, steps, steps + more, delay, threads, changed)
+    assert_same(found, ReferenceEngine(network).run(current, steps, steps + more, delay))
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -102,13 +129,15 @@ def test_all_integers_are_the_references(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 5),
     threads=st.integers(1, 3),
+    largest_count=LARGEST_COUNTS,
+    delay=DELAYS,
     changed=constants,
 )
 def test_membranes_near_30_bits_give_the_same_recording_or_message_on_every_engine(
-    case: tuple[str, int], seed: int, n: int, threads: int, changed: Any
+    case: tuple[str, int], seed: int, n: int, threads: int, largest_count: int | None, delay: int, changed: Any
 ) -> None:
     text, size = case
-    network = random_integer_network(text, size, seed, k=3, weight_bits=8)
+    network = random_integer_network(text, size, seed, k=3, weight_bits=8, largest_count=largest_count)
     random = np.random.default_rng(seed)
     layers = [network.layers[0]]
     for layer in network.layers[1:]:
@@ -118,9 +147,9 @@ def test_membranes_near_30_bits_give_the_same_recording_or_message_on_every_engi
         layers.append(replace(layer, bias=torch.from_numpy(bias), threshold=layer.threshold.clamp(min=64)))
     network = replace(network, layers=tuple(layers))
     current = network.input_current(random_images(n, size, seed))
-    expected = outcome(ReferenceEngine(network), current, 5, 10)
-    assert_same(outcome(DenseEngine(network, CPU), current, 5, 10), expected)
-    assert_same(run_with(network, current, 5, 10, threads, changed), expected)
+    expected = outcome(ReferenceEngine(network), current, 5, 10, delay)
+    assert_same(outcome(DenseEngine(network, CPU), current, 5, 10, delay), expected)
+    assert_same(run_with(network, current, 5, 10, delay, threads, changed), expected)
 
 
 def extremes(largest: int, outputs: int) -> IntegerNetwork:
@@ -208,8 +237,11 @@ def test_an_interruption_lets_no_further_group_begin(monkeypatch: pytest.MonkeyP
 
 
 @njit  # type: ignore[untyped-decorator]
-def fire_tile(membrane: Any, net: Any, start: Any, theta: Any, half: Any, channel: Any, masks: Any, word: Any) -> Any:
-    return event_kernels.fire(membrane, net, start, theta, half, channel, masks, word)
+def fire_tile(
+    membrane: Any, net: Any, start: Any, neurons: Any, channel: Any, barrier: Any, masks: Any, word: Any
+) -> Any:
+    theta, half, limit = neurons
+    return event_kernels.fire(membrane, net, start, theta, half, limit, channel, barrier, masks, word)
 
 
 @njit  # type: ignore[untyped-decorator]
@@ -218,7 +250,10 @@ def copy(target: Any, start: Any, source: Any, begin: Any, end: Any, shift: Any)
 
 
 def random_tiles(random: np.random.Generator, tiles: int) -> tuple[NDArray[np.int32], ...]:
-    """Return U of every size up to the largest, N near its target or far from it, theta and h: int32 [64 tiles]."""
+    """Return U of every size up to the largest, N near its target or far from it, theta, h and limit of U + h.
+
+    Each int32 [64 tiles].
+    """
     n = 64 * tiles
     half = np.minimum(2 ** random.integers(0, 20, n) + random.integers(0, 9, n), 2**19)
     membrane = random.integers(-LARGEST, LARGEST + 1, n) >> random.integers(0, 30, n)
@@ -228,25 +263,32 @@ def random_tiles(random: np.random.Generator, tiles: int) -> tuple[NDArray[np.in
     tie = random.random(n) < 0.2
     membrane[tie] = ((membrane // (2 * half)) * 2 * half - half - random.integers(0, 2, n))[tie]
     membrane = np.clip(membrane, -LARGEST, LARGEST)
-    target = np.maximum(0, membrane + half) // (2 * half)
+    most = np.where(random.random(n) < 0.5, random.integers(1, 512, n), (LARGEST + half) // (2 * half))
+    limit = np.minimum(2 * half * (most + 1) - 1, 2**31 - 1)
+    # Exactly at the limit, and one above it.
+    tie = random.random(n) < 0.1
+    membrane[tie] = np.minimum(limit - half + random.integers(0, 2, n), LARGEST)[tie]
+    target = np.clip(membrane + half, 0, limit) // (2 * half)
     near = target + random.integers(-2, 3, n)
     net = np.where(random.random(n) < 0.7, near, random.integers(0, 2**30, n))
-    net = np.clip(net, 0, (LARGEST + half) // (2 * half))
-    return tuple(values.astype(np.int32) for values in (membrane, net, 2 * half, half))
+    net = np.clip(net, 0, most)
+    return tuple(values.astype(np.int32) for values in (membrane, net, 2 * half, half, limit))
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_tile_fires_by_the_rule_of_the_neuron(seed: int) -> None:
-    membrane, net, theta, half = random_tiles(np.random.default_rng(seed), 3)
+    membrane, net, *neurons = random_tiles(np.random.default_rng(seed), 3)
+    theta, half, limit = neurons
     if seed % 4 == 0:  # all settled already
-        net = (np.maximum(0, membrane + half) // theta).astype(np.int32)
-    parameters, state = (
-        [torch.from_numpy(values.copy()) for values in pair] for pair in ((theta, half), (membrane, net))
-    )
-    spikes, after, settled = neuron.fire(NeuronParameters(*parameters), NeuronState(*state))
+        net = (np.clip(membrane + half, 0, limit) // theta).astype(np.int32)
+    if waiting := seed % 4 == 1:
+        net[:] = 0
+    parameters, state = ([torch.from_numpy(values.copy()) for values in some] for some in (neurons, (membrane, net)))
+    spikes, after, settled = neuron.fire(NeuronParameters(*parameters), NeuronState(*state), waiting=waiting)
     masks, before, unchanged = np.full(8, 77, np.uint64), net.copy(), membrane.copy()
     tile = slice(64, 128)
-    result = fire_tile(membrane, net, 64, theta, half, 64, masks, 3)
+    theta = np.concatenate((theta, np.full(192, 2**31 - 1, np.int32)))
+    result = fire_tile(membrane, net, 64, (theta, half, limit), 64, 192 + 64 if waiting else 64, masks, 3)
     expected = spikes[tile].numpy()
     for mask, spike in ((masks[3], 1), (masks[4], -1)):
         assert [bool(int(mask) >> lane & 1) for lane in range(64)] == (expected == spike).tolist()
@@ -265,7 +307,8 @@ def test_a_single_membrane_of_2_to_the_30_and_more_is_noticed(magnitude: int, la
     for value in (magnitude, -magnitude, -magnitude - 1):
         membrane, net = np.zeros(64, np.int32), np.zeros(64, np.int32)
         membrane[lane] = value
-        result = fire_tile(membrane, net, 0, theta, theta // 2, 0, np.zeros(2, np.uint64), 0)
+        neurons = theta, theta // 2, np.full(64, 2**31 - 1, np.int32)
+        result = fire_tile(membrane, net, 0, neurons, 0, 0, np.zeros(2, np.uint64), 0)
         assert bool(result & 2) == (abs(value) >= 2**30)
 
 

@@ -16,6 +16,7 @@ from quantspike.simulation.measures import (
     certificate,
     check_proved,
     curves,
+    delay_curves,
     layer_curves,
     stable_step,
     totals,
@@ -48,6 +49,7 @@ def trace() -> Trace:
         settled_step=np.array([3, 1, 3, 1, 6]),
         final_predictions=np.array([1, 0, 2, 1, 0]),
         integer_predictions=np.array([1, 0, 2, 1, 0]),
+        least_synops=np.array([12, 0, 6, 9, 24]),
         largest_counts=np.array([3, 1]),
         mismatching_images=0,
         first_mismatch=None,
@@ -65,6 +67,16 @@ def test_curves_are_shares_and_averages_per_image(trace: Trace) -> None:
         "synops": [30 / 5, 51 / 5, 69 / 5, 75 / 5],
         "settled": [2 / 5, 2 / 5, 4 / 5, 4 / 5],
     }
+
+
+def test_delay_curves_have_a_row_per_delay_and_step_in_the_order_of_the_delays(trace: Trace) -> None:
+    late = replace(trace, predictions=trace.predictions[[0, 0, 0, 2]], positive_spikes=trace.positive_spikes // 2)
+    table, first, second = delay_curves({4: late, 0: trace}, LABELS), curves(late, LABELS), curves(trace, LABELS)
+    assert list(table) == ["layer_delay", *first]
+    assert table["layer_delay"] == [4, 4, 4, 4, 0, 0, 0, 0]
+    assert table["step"] == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert table["accuracy"] == [2 / 5, 2 / 5, 2 / 5, 4 / 5, 2 / 5, 2 / 5, 4 / 5, 4 / 5]
+    assert all(table[name] == first[name] + second[name] for name in first)
 
 
 def test_layer_curves_have_a_row_per_step_and_layer(trace: Trace) -> None:
@@ -95,9 +107,10 @@ def test_the_stable_step_is_the_first_after_which_the_accuracy_stays(accuracy: l
 
 
 def test_totals_are_the_values_at_the_last_step(trace: Trace) -> None:
-    assert totals(trace, LABELS, ANN) == {
+    assert totals(trace, LABELS, ANN, 7) == {
         "images": 5,
         "steps": 4,
+        "layer_delay": 7,
         "integer_accuracy": 1.0,
         "accuracy": 4 / 5,
         "ann_agreement": 4 / 5,
@@ -110,6 +123,7 @@ def test_totals_are_the_values_at_the_last_step(trace: Trace) -> None:
         "negative_spikes": 1.0,
         "net_spikes": 3.0,
         "synops": 15.0,
+        "least_synops": 51 / 5,
     }
 
 
@@ -122,7 +136,7 @@ def test_the_settled_step_is_the_first_with_all_images_settled(
 ) -> None:
     other = replace(trace, settled_step=np.array(settled_step), final_predictions=np.array([1, 2, 2, 1, 2]))
     assert other.settled.sum(axis=1).tolist() == settled
-    found = totals(other, LABELS, ANN)
+    found = totals(other, LABELS, ANN, 0)
     assert (found["settled_step"], found["unsettled"], found["differing_predictions"]) == (last, unsettled, 2)
 
 
@@ -141,7 +155,7 @@ def test_a_certificate_counts_images_that_settle_after_the_last_step(trace: Trac
         "first_mismatch": None,
     }
     assert verdict(trace) == "5 of 5 images settled by step 6, equal to the integer network in every net count"
-    check_proved(trace)
+    check_proved({0: trace})
 
 
 def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
@@ -153,7 +167,7 @@ def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
     assert found["first_mismatch"] == dict(zip(keys, (2, 1, 0, 1, 0, 3, 4), strict=True))
     assert verdict(wrong).endswith("; 2 had not settled by the settling limit")
     with pytest.raises(QuantspikeError, match=r"2 images .* first image 2, layer 1, channel 0, y 1, x 0: 3 as"):
-        check_proved(wrong)
+        check_proved({0: wrong})
 
 
 def test_a_certificate_without_any_settled_image_has_no_settling_steps(trace: Trace) -> None:
@@ -191,8 +205,9 @@ def test_logs_have_a_line_per_step_for_each_batch_in_turn_the_last_one_partial(
 
 
 def test_all_measures_are_written(tmp_path: Path, trace: Trace) -> None:
-    write_measures(tmp_path, trace, ARCHITECTURE, LABELS, ANN, simulate_settings(4, 10))
-    names = {"simulate.csv", "simulate_layers.csv", "simulate.json", "certificate.json"}
+    traces = {2: trace, 0: replace(trace, synops=trace.synops + 5)}
+    write_measures(tmp_path, traces, ARCHITECTURE, LABELS, ANN, simulate_settings(4, 10, layer_delay=[2, 0]))
+    names = {"simulate.csv", "simulate_delays.csv", "simulate_layers.csv", "simulate.json", "certificate.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
     steps, layers = ((tmp_path / name).read_text().splitlines() for name in ("simulate.csv", "simulate_layers.csv"))
     assert steps[0] == "step,accuracy,positive_spikes,negative_spikes,net_spikes,synops,settled"
@@ -200,5 +215,9 @@ def test_all_measures_are_written(tmp_path: Path, trace: Trace) -> None:
     assert layers[0] == "step,layer,neurons,positive_spikes,negative_spikes,net_spikes,synops,settled"
     assert layers[-1] == "4,2,3,1.4,0.6,0.8,6.0,0.8"
     assert (len(steps), len(layers)) == (1 + 4, 1 + 8)
-    assert json.loads((tmp_path / "simulate.json").read_text()) == totals(trace, LABELS, ANN)
+    delays = (tmp_path / "simulate_delays.csv").read_text().splitlines()
+    assert delays[:5] == [f"layer_delay,{steps[0]}", *(f"2,{line}" for line in steps[1:])]
+    assert delays[7] == "0,3,0.8,3.8,0.8,3.0,18.8,0.8"
+    assert len(delays) == 1 + 2 * 4
+    assert json.loads((tmp_path / "simulate.json").read_text()) == totals(trace, LABELS, ANN, 2)
     assert json.loads((tmp_path / "certificate.json").read_text()) == certificate(trace, ARCHITECTURE, 10)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import oracle
 from make_networks import (
+    DELAYS,
+    LARGEST_COUNTS,
     LAYER_STRINGS,
     LIMIT,
     integer_network,
@@ -27,7 +29,7 @@ from quantspike.conversion.integer import IntegerNetwork
 from quantspike.errors import QuantspikeError
 from quantspike.simulation import run as run_module
 from quantspike.simulation.measures import certificate, check_proved, verdict
-from quantspike.simulation.run import simulate
+from quantspike.simulation.run import check_layer_delay, simulate
 from quantspike.simulation.trace import Mismatch, Trace
 
 CPU = torch.device("cpu")
@@ -39,7 +41,7 @@ Run = Callable[..., Trace]
 def run_on(
     engine: str, network: IntegerNetwork, images: Tensor, steps: int, limit: int = LIMIT, batch_size: int = 50
 ) -> Trace:
-    return simulate(network, images, simulate_settings(steps, limit, engine, batch_size), CPU)
+    return simulate(network, images, simulate_settings(steps, limit, engine, batch_size), CPU)[0]
 
 
 @pytest.fixture(params=ENGINES)
@@ -56,14 +58,15 @@ def _compare_in_pieces() -> Iterator[None]:
         yield
 
 
-def expected_trace(network: IntegerNetwork, images: Tensor, steps: int) -> dict[str, Any]:
+def expected_trace(network: IntegerNetwork, images: Tensor, steps: int, delay: int = 0) -> dict[str, Any]:
     """Return the fields of a trace from the oracle, which runs all steps of all images and drops none."""
     inputs = [oracle.input_current(network, image) for image in images.numpy()]
-    runs = [oracle.run_until_settled(network, current, steps, LIMIT) for current in inputs]
+    runs = [oracle.run_until_settled(network, current, steps, LIMIT, delay) for current in inputs]
     settled = [oracle.settled_counts(network, current) for current in inputs]
     for one, counts in zip(runs, settled, strict=True):
         assert one.settled_step
         assert [net.tolist() for net in one.net[-1]] == [net.tolist() for net in counts]
+    reached = [*(oracle.reached_synapses(layer.shape).ravel() for layer in network.layers[1:]), np.array([3])]
     by_layer = {name: np.stack([getattr(one, name)[:steps] for one in runs]) for name in oracle.COUNTS}
     return {
         "predictions": np.stack([one.predictions[:steps] for one in runs], axis=1),
@@ -74,6 +77,7 @@ def expected_trace(network: IntegerNetwork, images: Tensor, steps: int) -> dict[
         "settled_step": np.array([one.settled_step for one in runs]),
         "final_predictions": np.array([one.predictions[-1] for one in runs]),
         "integer_predictions": np.array([oracle.prediction(network, counts[-1]) for counts in settled]),
+        "least_synops": np.array([sum((n * r).sum() for n, r in zip(c, reached, strict=True)) for c in settled]),
         "largest_counts": np.max([[counts.max() for counts in layers] for layers in settled], axis=0),
         "mismatching_images": 0,
         "first_mismatch": None,
@@ -95,19 +99,74 @@ def assert_same(found: Trace, expected: Trace | dict[str, Any]) -> None:
     n=st.integers(1, 5),
     batch_size=st.integers(1, 6),
     steps=st.integers(1, 40),
+    largest_count=LARGEST_COUNTS,
+    delays=st.lists(DELAYS, min_size=1, max_size=3, unique=True),
 )
 def test_the_spiking_network_is_the_integer_network_and_its_curves_are_the_oracles(
-    case: tuple[str, int], seed: int, k: int, bits: int, n: int, batch_size: int, steps: int
+    case: tuple[str, int],
+    seed: int,
+    k: int,
+    bits: int,
+    n: int,
+    batch_size: int,
+    steps: int,
+    largest_count: int | None,
+    delays: list[int],
 ) -> None:
     text, size = case
-    network = random_integer_network(text, size, seed, k=k, weight_bits=bits)
+    network = random_integer_network(text, size, seed, k=k, weight_bits=bits, largest_count=largest_count)
     images = random_images(n + 1, size, seed)[1:] if seed % 2 else random_images(n, size, seed)
-    expected = expected_trace(network, images, steps)
+    expected = {delay: expected_trace(network, images, steps, delay) for delay in delays}
     for engine in ENGINES:
-        trace = run_on(engine, network, images, steps, batch_size=batch_size)
-        assert_same(trace, expected)
-        assert np.array_equal(trace.final_predictions, trace.integer_predictions)
-        check_proved(trace)
+        settings = simulate_settings(steps, LIMIT, engine, batch_size, layer_delay=delays)
+        traces = simulate(network, images, settings, CPU)
+        assert list(traces) == delays
+        for delay, trace in traces.items():
+            assert_same(trace, expected[delay])
+            assert np.array_equal(trace.final_predictions, trace.integer_predictions)
+        check_proved(traces)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    case=st.sampled_from(LAYER_STRINGS),
+    seed=st.integers(0, 2**32 - 1),
+    largest_count=st.integers(1, 4),
+    more=st.integers(0, 3),
+)
+def test_with_a_delay_of_the_largest_count_every_neuron_fires_exactly_its_count(
+    case: tuple[str, int], seed: int, largest_count: int, more: int
+) -> None:
+    # The first layer needs M steps at most. Then its input is all there when a layer begins, so it needs M more.
+    text, size = case
+    network = random_integer_network(text, size, seed, k=2, largest_count=largest_count)
+    images = random_images(3, size, seed)
+    delay = largest_count + more
+    steps = (len(network.layers) - 1) * delay + largest_count
+    for engine in ENGINES:
+        settings = simulate_settings(steps, steps, engine, layer_delay=[delay])
+        trace = simulate(network, images, settings, CPU)[delay]
+        assert (trace.settled_step > 0).all()
+        assert not trace.negative_spikes.any()
+        assert trace.synops[-1].tolist() == trace.least_synops.tolist()
+
+
+@pytest.mark.parametrize(("delays", "refused"), [([4], False), ([0, 5, 1], True), ([20], True)])
+def test_a_delay_with_which_the_last_layer_never_fires_is_refused(
+    network: IntegerNetwork, delays: list[int], refused: bool
+) -> None:
+    # Six layers: with D = 4 the last one fires from step 5 x 4 + 1 = 21 on, with 5 from 26, with 20 from 101.
+    settings = simulate_settings(21, layer_delay=delays)
+    if not refused:
+        check_layer_delay(network.architecture, settings)
+        return
+    longest = max(delays)
+    message = (
+        rf"simulate\.layer_delay holds {longest}, with which the last of 6 layers fires from step {5 * longest + 1} on"
+        rf", but simulate\.steps is 21: set it to 4 or less, or simulate\.steps to {5 * longest + 1} or more"
+    )
+    with pytest.raises(QuantspikeError, match=message):
+        check_layer_delay(network.architecture, settings)
 
 
 @pytest.fixture
@@ -132,7 +191,7 @@ def test_an_image_that_does_not_settle_is_reported_and_never_called_equal(
     proof = certificate(trace, network.architecture, limit)
     assert [proof[name] for name in ("settled", "unsettled_at_limit", "equal", "mismatches")] == [n, 7 - n, n, 0]
     assert verdict(trace).startswith(f"{n} of 7 images settled by step {limit}, equal to the integer network")
-    check_proved(trace)
+    check_proved({0: trace})
 
 
 def two_colors(first: list[int], head: tuple[list[Any], list[int], list[int]]) -> IntegerNetwork:
@@ -186,11 +245,11 @@ def test_an_engine_with_a_wrong_weight_is_caught_and_the_neuron_named(
     assert trace.first_mismatch == Mismatch(image=3, layer=2, channel=1, y=0, x=0, spiking=3, integer=4)
     assert trace.mismatching_images == 2
     message = (
-        r"2 images settled on counts that are not the integer network's, first image 3, layer 2, channel 1, "
-        r"y 0, x 0: 3 as spikes, 4 in the integer network"
+        r"^layer delay 3: 2 images settled on counts that are not the integer network's, first image 3, layer 2, "
+        r"channel 1, y 0, x 0: 3 as spikes, 4 in the integer network"
     )
     with pytest.raises(QuantspikeError, match=message):
-        check_proved(trace)
+        check_proved({0: replace(trace, first_mismatch=None), 3: trace})
     proof = certificate(trace, network.architecture, LIMIT)
     assert (proof["settled"], proof["equal"], proof["mismatches"]) == (6, 4, 2)
     assert verdict(trace).startswith("4 of 6 images settled by step")
@@ -202,5 +261,5 @@ def test_a_gpu_gives_the_same_trace(case: tuple[str, int]) -> None:
     text, size = case
     images = random_images(5, size, seed=3)
     for bits in (4, 12, 16):
-        network = random_integer_network(text, size, 3, weight_bits=bits)
-        assert_same(*(simulate(network, images, simulate_settings(100), torch.device(d)) for d in ("cuda", "cpu")))
+        network = random_integer_network(text, size, 3, weight_bits=bits, largest_count=None if bits == 12 else 3)
+        assert_same(*(simulate(network, images, simulate_settings(100), torch.device(d))[0] for d in ("cuda", "cpu")))

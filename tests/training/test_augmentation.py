@@ -21,7 +21,7 @@ from quantspike.training.augmentation import Draws, augment, draw
 PUBLISHED = (
     Params.model_validate(PARAMS)
     .profiles["tiny"]
-    .recipe.model_copy(update={"flip": True, "brightness": 63.0, "contrast": 0.8})
+    .recipe.model_copy(update={"flip": "random", "brightness": 63.0, "contrast": 0.8})
 )
 
 
@@ -196,10 +196,10 @@ def test_the_generator_alone_decides_the_draws() -> None:
 
 @pytest.mark.parametrize(
     ("name", "setting", "draws", "value"),
-    [("flip", False, "flips", 0), ("brightness", 0.0, "brightness", 0), ("contrast", 0.0, "contrast", 1)],
+    [("flip", "none", "flips", 0), ("brightness", 0.0, "brightness", 0), ("contrast", 0.0, "contrast", 1)],
 )
 def test_a_setting_that_varies_nothing_leaves_all_other_choices_alone(
-    name: str, setting: float, draws: str, value: float
+    name: str, setting: Any, draws: str, value: float
 ) -> None:
     streams = generator(3), generator(3)
     on = draw(500, 32, 24, PUBLISHED, streams[0])

@@ -19,7 +19,7 @@ from quantspike.networks.cnn import new_network
 from quantspike.training.evaluation import (
     Split,
     channels_last,
-    evaluate,
+    evaluation_report,
     hold_out,
     load_scores,
     predict,
@@ -143,9 +143,10 @@ def test_another_memory_order_keeps_every_value(test: Split) -> None:
 # The report
 
 
-def test_the_report_equals_that_of_a_loop_over_the_test_images(tiny_dataset: Dataset) -> None:
+def test_the_report_equals_that_of_a_loop_over_the_test_images(tiny_dataset: Dataset, test: Split) -> None:
     network = with_averages(new_network(ARCHITECTURE, 1, 0), tiny_dataset).eval()
-    scores, report = evaluate(network, tiny_dataset)
+    scores = predict(network, test.images, 4)
+    report = evaluation_report(network, tiny_dataset, scores)
     correct, loss = 0, 0.0
     for image, label, given in zip(tiny_dataset.test_images, tiny_dataset.test_labels, scores, strict=True):
         expected = network(central_images(torch.from_numpy(image)[None], 4))[0]
@@ -159,7 +160,7 @@ def test_the_report_equals_that_of_a_loop_over_the_test_images(tiny_dataset: Dat
 
 
 def test_the_report_holds_the_costs_and_the_data_and_fits_into_json(tiny_dataset: Dataset) -> None:
-    report = evaluate(new_network(ARCHITECTURE, "fp32", 0), tiny_dataset)[1]
+    report = evaluation_report(new_network(ARCHITECTURE, "fp32", 0), tiny_dataset, torch.zeros(20, 3))
     # Maps 4 x 4 x 4, 4 x 2 x 2 and 5: 64 + 16 + 5 neurons.
     assert report["neurons"] == 85
     # 1 x 4 x 3 x 3 + 4 x 4 x 2 x 2 + 4 x 5 x 2 x 2 + 5 x 3

@@ -23,8 +23,8 @@ from quantspike.data.preparation import central_images
 from quantspike.data.sources import load_source
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
-from quantspike.networks.cnn import QuantizedCNN, new_network
-from quantspike.params import Precision, Recipe
+from quantspike.networks.cnn import QuantizedCNN, initialize, new_network, with_precision
+from quantspike.params import OptimizerName, Precision, Recipe
 from quantspike.training import loop
 from quantspike.training.augmentation import augment, draw
 from quantspike.training.checkpoints import load_checkpoint, resume_optimizer, save_checkpoint
@@ -54,9 +54,10 @@ SETTINGS = Settings(
         label_smoothing=0.0,
         validation=0,
         shift=4,
-        flip=True,
+        flip="random",
         brightness=63.0,
         contrast=0.8,
+        clip=None,
         activation_penalty=0.0,
         arithmetic="fp32",
     ),
@@ -203,6 +204,22 @@ def test_every_epoch_sees_every_image_once_in_another_order(split: Split, test: 
     orders = [torch.cat(part).flatten(1).tolist() for part in (batches[:3], batches[3:])]
     assert orders[0] != orders[1] != split.images.flatten(1).tolist()
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(split.images.flatten(1).tolist())
+
+
+def test_alternating_flips_mirror_half_of_the_images_at_first_and_each_in_every_second_epoch(
+    split: Split, test: Split
+) -> None:
+    settings = changed(SETTINGS, flip="alternating")
+    training = start(new_network(ARCHITECTURE, 1, 5), settings, split, test)
+    flips = []
+    for epoch in (1, 2, 3):
+        assert training.epoch == epoch
+        order, draws = training._draw()
+        flips.append(draws.flips[order.argsort()])  # image by image
+        training.records += trained(split, test)[1]
+    assert 10 < int(flips[0].sum()) < 30  # of 40
+    assert torch.equal(flips[1], ~flips[0])
+    assert torch.equal(flips[2], flips[0])
 
 
 def test_a_single_image_cannot_be_trained_on(split: Split, test: Split) -> None:
@@ -475,18 +492,22 @@ def test_label_smoothing_spreads_a_share_of_each_label_evenly_over_all_classes()
 
 
 @pytest.mark.parametrize(
-    ("k", "spikes"),
+    ("k", "weight_bits", "counts"),
     [
         # Activations 2.6 and 1.3 before rounding, of one neuron each.
-        (0, 3 + 2),  # 3, then 1.5, a tie, which becomes 2
-        (1, 5 + 2),  # 2.5, then 1.25, a tie between 1.0 and 1.5, which becomes 1.0: 2 halves
-        (2, 10 + 5),  # 2.5 and 1.25
-        ("fp32", 2.6 + 1.3),  # as they are
+        (0, None, (3, 2)),  # 3, then 1.5, a tie, which becomes 2
+        (1, None, (5, 2)),  # 2.5, then 1.25, a tie between 1.0 and 1.5, which becomes 1.0: 2 halves
+        (2, None, (10, 5)),  # 2.5 and 1.25
+        # The image 1 is 512 of 256 to a step; ties are broken upward: 2.5 halves become 3.
+        (1, 16, (5, 3)),
+        ("fp32", None, (0, 0)),  # is not penalized
     ],
 )
-def test_the_penalty_is_the_spikes_per_neuron_that_the_activations_stand_for(k: Precision, spikes: float) -> None:
+def test_the_penalty_is_the_synaptic_operations_as_a_share_of_the_synapses(
+    k: Precision, weight_bits: int | None, counts: tuple[int, int]
+) -> None:
     architecture = Architecture.parse("1C1-1", image_size=1, image_channels=1, classes=2)
-    network = QuantizedCNN(architecture, k).double().eval()
+    network = QuantizedCNN(architecture, k, None, weight_bits).double().eval()
     for block in network.blocks:
         set_normalization(block, [1.0], [0.0], [0.0], [1.0])
     with torch.no_grad():
@@ -495,30 +516,34 @@ def test_the_penalty_is_the_spikes_per_neuron_that_the_activations_stand_for(k: 
         network.classifier.weight.zero_()
     objective = Objective(network, changed(SETTINGS, activation_penalty=0.1))
     loss, _ = objective(torch.ones(3, 1, 1, 1).double(), torch.tensor([0, 1, 1]))
-    # Three equal images, two equal scores, two neurons.
-    assert loss.item() == pytest.approx(3 * (math.log(2) + 0.1 * spikes / 2), rel=1e-6)
+    # Three equal images, two equal scores; a spike of the first neuron reaches one synapse, of the second two classes.
+    synops = counts[0] * 1 + counts[1] * 2
+    assert loss.item() == pytest.approx(3 * (math.log(2) + 0.1 * synops / 3), rel=1e-6)
 
 
-@pytest.mark.parametrize("k", ["fp32", 2])
-def test_the_penalty_counts_what_leaves_every_block(k: Precision) -> None:
-    network = new_network(ARCHITECTURE, k, 0)
+@pytest.mark.parametrize("weight_bits", [None, 8])
+def test_the_penalty_weighs_every_spike_by_the_synapses_that_it_reaches(weight_bits: int | None) -> None:
+    network = QuantizedCNN(ARCHITECTURE, 2, None, weight_bits)
+    initialize(network, torch.Generator().manual_seed(0))
     images, labels = images_and_labels()
-    total, values = 0.0, images
-    for block in network.blocks:
-        values = block(values)
-        total += values.double().sum().item()
-    plain = functional.cross_entropy(network.classify(values), labels, reduction="sum")
-    per_unit = 1 if k == "fp32" else 4
-    # 4 channels of 4 x 4, 4 and 6 of 2 x 2, 5 of one.
-    expected = float(plain.detach()) + 0.25 * per_unit * total / (64 + 16 + 24 + 5)
+    activations = [layer.detach().double() for layer in network.activations(images)]
+    plain = functional.cross_entropy(network(images), labels, reduction="sum")
+    # Activations of an integer-aware network are counts already.
+    steps = 4 if weight_bits is None else 1
+    # Without padding a spike reaches one position of P2, of 4 channels; of the head's 2 x 2 one, of 5; then 3 classes.
+    # In the 3 x 3 convolution each of the 2 x 2 positions reaches all four, of 6 channels.
+    fans, neurons = (4, 4 * 6, 5, 3), (4 * 16, 4 * 4, 6 * 4, 5)
+    synops = steps * sum(float(layer.sum()) * fan for layer, fan in zip(activations, fans, strict=True))
+    synapses = sum(fan * count for fan, count in zip(fans, neurons, strict=True))
     objective = Objective(network, changed(SETTINGS, activation_penalty=0.25))
-    assert objective(images, labels)[0].item() == pytest.approx(expected, rel=1e-6)
+    assert synops > 0
+    assert objective(images, labels)[0].item() == pytest.approx(plain.item() + 0.25 * synops / synapses, rel=1e-5)
 
 
-def test_digits_are_learned_and_with_a_penalty_from_fewer_activations(tmp_path: Path) -> None:
+def test_digits_are_learned_and_with_a_penalty_from_fewer_spikes(tmp_path: Path) -> None:
     training_images, test = splits(load_source("digits", downloads=tmp_path), CPU)
     architecture = Architecture.parse("8C3-P2-16", image_size=8, image_channels=1)
-    settings = changed(SETTINGS, epochs=3, batch_size=50, crop=8, flip=False)
+    settings = changed(SETTINGS, epochs=3, batch_size=50, crop=8, flip="none")
     spikes = []
     for penalty in (0.0, 0.2):
         network = new_network(architecture, 1, 0)
@@ -528,6 +553,24 @@ def test_digits_are_learned_and_with_a_penalty_from_fewer_activations(tmp_path: 
             maps = network.eval().activations(central_images(test.images, 8))
             spikes.append(2 * sum(float(layer.sum()) for layer in maps) / len(test) / architecture.neurons)
     assert spikes[1] < 0.7 * spikes[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_an_integer_aware_phase_goes_on_from_a_trained_network(optimizer: OptimizerName, tmp_path: Path) -> None:
+    training_images, test = splits(load_source("digits", downloads=tmp_path), CPU)
+    network = new_network(Architecture.parse("8C3-P2-16", image_size=8, image_channels=1), 1, 0, clip=3.0)
+    rate = 0.01 if optimizer == "adam" else 0.1
+    settings = changed(
+        SETTINGS, optimizer=optimizer, epochs=3, batch_size=50, crop=8, flip="none", learning_rate=rate, clip=3.0
+    )
+    (*_, before) = start(network, settings, training_images, test).run()
+    aware = with_precision(network, 1, weight_bits=6)
+    buffers = {name: value.clone() for name, value in aware.named_buffers()}
+    first, *_, last = start(aware, changed(settings, phase=1, learning_rate=rate / 10), training_images, test).run()
+    assert first.loss < 1.5 * before.loss
+    assert last.loss < before.loss
+    assert last.test_accuracy > 0.9
+    assert all(torch.equal(value, buffers[name]) for name, value in aware.named_buffers())
 
 
 # bf16

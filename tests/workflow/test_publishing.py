@@ -106,6 +106,17 @@ def test_final_measures_are_those_of_the_result_files(tmp_path: Path) -> None:
     assert run.finals["final/macs"] == 399_190_016
 
 
+def test_final_costs_of_the_other_layer_delays_bear_their_names(tmp_path: Path) -> None:
+    finals = tracked(tmp_path, 0, simulate__layer_delay=[0, 2, 6]).finals
+    assert finals["final/least_synops"] == 189_000_000  # 70% of 270 million
+    # 56 + 2 x 9 steps, and 110 are beyond T; 30% of the SOPs divided by 3, and by 7
+    assert {name: value for name, value in finals.items() if "_D" in name} == {
+        "final/settled_step_D2": 74,
+        "final/synops_D2": 216_000_000,
+        "final/synops_D6": 200_571_428.6,
+    }
+
+
 def test_a_run_that_never_settled_has_no_settled_step(tmp_path: Path) -> None:
     run = tracked(tmp_path, 2)  # made without one
     assert "final/settled_step" not in run.finals

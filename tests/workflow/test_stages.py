@@ -72,7 +72,8 @@ def test_every_stage_writes_files_of_its_name_and_nothing_else(project: Path) ->
     expected += [f"{data}/small-fp32-0/baseline.safetensors"]
     expected += [f"{metrics}/small-fp32-0/baseline.{kind}" for kind in ("csv", "json")]
     expected += [f"{data}/small-1-0/{stage}.safetensors" for stage in ("train", "finetune", "evaluate", "convert")]
-    expected += [f"{metrics}/small-1-0/{stage}.csv" for stage in ("train", "finetune", "simulate", "simulate_layers")]
+    expected += [f"{metrics}/small-1-0/{stage}.csv" for stage in ("train", "finetune", "simulate")]
+    expected += [f"{metrics}/small-1-0/simulate_{kind}.csv" for kind in ("layers", "delays")]
     expected += [f"{metrics}/small-1-0/{stage}.json" for stage in ("evaluate", "convert", "simulate", "certificate")]
     expected += [f"{metrics}/small-1-0/logs/k1/{name}" for name in LOGS]
     assert sorted(files(project)) == sorted(expected)
@@ -131,6 +132,11 @@ def test_curves_and_logs_add_up_to_the_totals(project: Path) -> None:
     for name in ("positive_spikes", "negative_spikes", "net_spikes", "synops"):
         assert steps[name].iloc[-1] == simulation[name]
         assert np.allclose(layers.groupby("step")[name].sum(), steps[name], rtol=1e-12, atol=0)
+    delays = pd.read_csv(run.metrics / "simulate_delays.csv")
+    assert list(delays["layer_delay"]) == [0] * 20 + [3] * 20
+    assert delays[:20].drop(columns="layer_delay").equals(steps)
+    assert simulation["layer_delay"] == 0
+    assert simulation["least_synops"] <= delays["synops"][[19, 39]].min()
     # Batches of 100, 100, 100 and 60 images, 20 steps each.
     logs = {name: np.loadtxt(run.logs / name).reshape(4, 20).sum(axis=0) / 360 for name in LOGS}
     assert np.allclose(logs["accuracy.txt"], steps["accuracy"])
@@ -153,10 +159,12 @@ def test_processes_that_share_a_simulation_write_the_same_files_once(project: Pa
     command = [sys.executable, STAGES / "simulate.py", *arguments("simulate")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal to the integer network in every net count") == 1
+    for delay in (0, 3):
+        proved = rf"^tiny-small-1-0, layer delay {delay}: 360 of 360 images .* equal to the integer network in every"
+        assert len(re.findall(proved, done.stdout, re.MULTILINE)) == 1
     written = {name: content for name, content in files(folder).items() if name.startswith("metrics")}
     alone = files(project)
-    assert len(written) == 8
+    assert len(written) == 9
     assert written == {name: alone[name] for name in written}
 
 
@@ -185,6 +193,12 @@ def test_a_stage_without_its_input_names_the_file_and_writes_nothing(stage: str,
     [
         ("download", "data", {"source": "digits", "crop": 12}, "data.crop is 12, but the images are only 8 x 8 pixels"),
         ("download", "data", {"source": "here", "crop": 8}, "data.source 'here' does not exist. A source is one of:"),
+        (
+            "simulate",
+            "simulate.layer_delay",
+            [0, 5],
+            "simulate.layer_delay holds 5, with which the last of 5 layers fires from step 21 on, but simulate.steps",
+        ),
         ("convert", "width", 1.0, "layers = 4C3-P2-8C3-P2-8, expected 8C3-P2-16C3-P2-16: run dvc repro"),
     ],
 )

@@ -24,6 +24,7 @@ import yaml
 from tqdm import tqdm
 
 from conftest import PARAMS
+from quantspike.conversion.integer import load_integer_network
 from quantspike.data.dataset import load_dataset
 from quantspike.distributed import Group
 from quantspike.networks.architecture import architecture_of
@@ -31,6 +32,7 @@ from quantspike.params import TrainingStage, load_params
 from quantspike.paths import Run, find_run
 from quantspike.training import loop
 from quantspike.training.checkpoints import Checkpoint, load_checkpoint, resume_optimizer, save_checkpoint
+from quantspike.training.evaluation import load_scores
 from quantspike.training.loop import Epoch, Training
 from quantspike.workflow import callbacks
 from quantspike.workflow import training as training_module
@@ -46,13 +48,13 @@ Edit = dict[str, Any]
 
 
 def write_params(folder: Path, changes: Edit | None = None) -> None:
-    """Write params of short trainings with Muon, with changes to the profile under dotted names."""
+    """Write params of short trainings as in `fast`, with changes to the profile under dotted names."""
     content = copy.deepcopy(PARAMS)
     tiny = content["profiles"]["tiny"]
-    tiny["recipe"] |= {"optimizer": "muon", "batch_size": 120, "label_smoothing": 0.1, "brightness": 10}
+    tiny["recipe"] |= {"optimizer": "muon", "batch_size": 120, "label_smoothing": 0.1, "brightness": 10, "clip": 4.0}
     tiny["baseline"] = [{"epochs": 3, "learning_rate": 0.1}, {"epochs": 3, "learning_rate": 0.02}]
     tiny["train"] |= {"epochs": 4, "learning_rate": 0.1}
-    tiny["finetune"] |= {"epochs": 4, "learning_rate": 0.02}
+    tiny["finetune"] |= {"epochs": 4, "learning_rate": 0.02, "integer_aware": True}
     for place, value in (changes or {}).items():
         section, _, key = place.partition(".")
         if key:
@@ -148,6 +150,24 @@ def test_each_network_says_what_it_was_trained_with(finished: Path) -> None:
             1,
             torch.__version__,
         )
+
+
+def test_a_network_trained_as_integers_is_evaluated_as_the_integer_network_that_it_becomes(
+    finished: Path, project: Path
+) -> None:
+    run = run_of(project, FINETUNE)
+    run.network.parent.mkdir(parents=True)
+    run.network.hardlink_to(run_of(finished, FINETUNE).network)
+    for stage in ("evaluate", "convert"):
+        run_here(project, stage)
+    network, images = load_integer_network(run.integer_network), load_dataset(run.dataset).test_images
+    counts = network.settled_counts(network.input_current(torch.from_numpy(images)))
+    logits = network.logits(counts[-1])
+    scores = load_scores(run.scores, len(images))
+    assert torch.equal(scores * 2.0 ** (network.classifier_exponent + 1), logits.double())
+    correct = int((logits.argmax(1) == torch.from_numpy(load_dataset(run.dataset).test_labels)).sum())
+    assert json.loads((run.metrics / "evaluate.json").read_text())["correct"] == correct > 0.6 * 360
+    assert max(int(layer.max()) for layer in counts) == 8  # the clip of 4, in halves
 
 
 def test_fine_tuning_continues_with_the_moments_of_the_first_phase(finished: Path) -> None:
@@ -384,7 +404,7 @@ def test_any_change_of_params_code_or_data_starts_anew(project: Path, monkeypatc
         note(path.name)
         path.write_text(content)
     for place, value in (
-        *(("width", 0.25), ("data.crop", 4), ("recipe.flip", True), ("recipe.batch_size", 121)),
+        *(("width", 0.25), ("data.crop", 4), ("recipe.flip", "random"), ("recipe.batch_size", 121)),
         *(("train.epochs", 5), ("train.learning_rate", 0.002), ("recipe.activation_penalty", 0.1)),
     ):
         note_params(place, value)

@@ -19,20 +19,21 @@ from quantspike.data.preparation import center_crop, standardize_exactly
 from quantspike.errors import QuantspikeError
 from quantspike.files import Header, damaged, load_tensors, save_tensors
 from quantspike.networks.architecture import Architecture, Layer
+from quantspike.networks.cnn import largest_count
+from quantspike.networks.grids import CLASSIFIER_LIMIT, INPUT_BITS, LARGEST_THRESHOLD, counts
 from quantspike.params import WEIGHT_BITS
 
 FORMAT = "quantspike-integer-network"
-VERSION = 1
-
-INPUT_BITS = 8
-"""Binary places of the image beyond those of the activations."""
+VERSION = 2
 
 MEMBRANE_LIMIT = 2**30
 """Membranes and biases stay below this in magnitude, so that 32 bits hold every difference."""
 
-LARGEST_THRESHOLD = 2**20
+NO_LIMIT = 2**31 - 1
+"""The largest number of 32 bits: no membrane is clipped to it."""
 
-CLASSIFIER_LIMIT = 2**15 - 1
+_AT_ONCE = 25
+"""Images that are computed together: enough for speed, few enough for memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +71,37 @@ class IntegerNetwork:
         architecture: its layers.
         k: binary places of the activations: a count of n stands for n 2^-k.
         weight_bits: width of the weights, sign included.
+        clip: the largest activation, a positive multiple of 2^-k; None for no bound.
         layers: the convolutions.
         classifier: v, int16 [classes, features].
         classifier_exponent: q of the classifier's grid, v = rint(2^q V).
+
+    Raises:
+        QuantspikeError: the clip is no positive multiple of 2^-k, or theta (M + 1) reaches 2^30 in a channel.
     """
 
     architecture: Architecture
     k: int
     weight_bits: int
+    clip: float | None
     layers: tuple[IntegerLayer, ...]
     classifier: Tensor
     classifier_exponent: int
+
+    def __post_init__(self) -> None:
+        if self.clip is not None:
+            _check_clip(self.k, self.clip, self.layers)
+
+    @property
+    def largest_count(self) -> int | None:
+        """M = 2^k clip, the largest count of any neuron; None without a clip."""
+        return largest_count(self.k, self.clip)
+
+    def limit(self, layer: IntegerLayer) -> Tensor:
+        """Return theta (M + 1) - 1, the value beyond which U + h counts no further: int32 [out]."""
+        if self.largest_count is None:
+            return torch.full_like(layer.threshold, NO_LIMIT)
+        return layer.threshold * (self.largest_count + 1) - 1
 
     def input_current(self, images: Tensor) -> Tensor:
         """Return the input current of the encoding layer, before its bias.
@@ -111,8 +132,8 @@ class IntegerNetwork:
     def settled_counts(self, input_current: Tensor, first: int = 0) -> list[Tensor]:
         """Return the net spike counts of every layer of the settled network.
 
-        n_o = floor(max(0, sum_i w_oi n_i + c_o + h_o) / theta_o), which is Q_k of the folded network
-        with ties broken upward.
+        n_o = floor(clamp(sum_i w_oi n_i + c_o + h_o, 0, theta_o (M + 1) - 1) / theta_o), which is Q_k, clipped,
+        of the folded network with ties broken upward.
 
         Args:
             input_current: int64 [N, out, size, size], from `input_current`.
@@ -124,16 +145,15 @@ class IntegerNetwork:
         Raises:
             QuantspikeError: a membrane reaches 2^30.
         """
-        counts: list[Tensor] = []
+        settled: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            drive = _sums(counts[-1], layer, index) if counts else input_current
+            drive = _sums(settled[-1], layer, index) if settled else input_current
             # 32 bits hold the sums that fp32 holds plus a bias below 2^30.
             whole = drive.int() if drive.dtype == torch.float32 else drive.long()
             membrane = whole + layer.bias[:, None, None]
             check_membrane(membrane, index, first)
-            shifted = membrane.int().add_(layer.half_threshold[:, None, None]).clamp_(min=0)
-            counts.append(shifted.div_(layer.threshold[:, None, None], rounding_mode="floor"))
-        return counts
+            settled.append(counts(membrane.int(), layer.threshold[:, None, None], self.largest_count))
+        return settled
 
     def logits(self, counts: Tensor) -> Tensor:
         """Return whole-number class scores from the last layer's net counts.
@@ -147,6 +167,27 @@ class IntegerNetwork:
         # No device multiplies matrices of int64, so multiply and add one by one: there are few classes.
         products = counts.flatten(1).long()[:, None, :] * self.classifier.to(counts.device).long()[None, :, :]
         return products.sum(dim=2)
+
+
+def class_scores(network: IntegerNetwork, images: Tensor) -> Tensor:
+    """Return the exact class scores of test images, in the units of the trained network's; on the CPU.
+
+    Args:
+        network: the integer network.
+        images: uint8 [N, C, H, W], as stored.
+
+    Returns:
+        Logits times 2^-(q + k), float64 [N, classes].
+
+    Raises:
+        QuantspikeError: the images do not fit the network, or a membrane reaches 2^30.
+    """
+    logits = []
+    with torch.inference_mode():
+        for first in range(0, len(images), _AT_ONCE):
+            current = network.input_current(images[first : first + _AT_ONCE])
+            logits.append(network.logits(network.settled_counts(current, first)[-1]))
+    return torch.cat(logits) * 2.0 ** -(network.classifier_exponent + network.k)
 
 
 def check_membrane(membrane: Tensor, layer: int, images: Tensor | int = 0) -> None:
@@ -187,20 +228,22 @@ def save_integer_network(path: Path, network: IntegerNetwork) -> None:
         "classes": network.architecture.classes,
         "k": network.k,
         "weight_bits": network.weight_bits,
+        "clip": network.clip,
         "classifier_exponent": network.classifier_exponent,
     }
     save_tensors(path, FORMAT, VERSION, header, _tensors(network))
 
 
 def load_integer_network(path: Path) -> IntegerNetwork:
-    """Read a network and check that its parts fit together.
+    """Read a network and check that its parts fit together; one of version 1 has no clip.
 
     Raises:
         QuantspikeError: the file is absent or damaged, has another version, or holds tensors that its
             header does not announce or values that no conversion makes.
     """
-    header, tensors = load_tensors(path, FORMAT, VERSION)
+    header, tensors = load_tensors(path, FORMAT, 1, VERSION)
     try:
+        clip = None if header["version"] == 1 else header["clip"]
         architecture = Architecture.parse(
             str(header["layers"]),
             image_size=int(header["image_size"]),
@@ -215,6 +258,7 @@ def load_integer_network(path: Path) -> IntegerNetwork:
             architecture,
             int(header["k"]),
             int(header["weight_bits"]),
+            None if clip is None else float(clip),
             layers,
             tensors["classifier"],
             int(header["classifier_exponent"]),
@@ -258,6 +302,19 @@ def _check_values(network: IntegerNetwork) -> None:
         _check_tensor(f"{name}.threshold", layer.threshold, torch.int32, channels, LARGEST_THRESHOLD)
         if bool(((layer.threshold < 2) | (layer.threshold % 2 != 0)).any()):
             raise ValueError(f"{name} holds a threshold that is not an even number from 2 to 2^20")
+
+
+def _check_clip(k: int, clip: float, layers: tuple[IntegerLayer, ...]) -> None:
+    counts = 2**k * float(clip)
+    if not (counts >= 1 and counts.is_integer()):
+        raise QuantspikeError(f"clip is {clip}, expected a positive multiple of 2^-{k}")
+    for index, layer in enumerate(layers):
+        if (too_large := layer.threshold > (MEMBRANE_LIMIT - 1) // (int(counts) + 1)).any():
+            channel = int(too_large.int().argmax())
+            raise QuantspikeError(
+                f"layer {index + 1}, channel {channel}: its threshold of {int(layer.threshold[channel])} times "
+                f"{int(counts) + 1} reaches 2^30; convert with a smaller clip or fewer weight_bits"
+            )
 
 
 def _check_tensor(name: str, values: Tensor, dtype: torch.dtype, shape: tuple[int, ...], limit: int) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quantspike.networks.architecture import Architecture, Layer
+from quantspike.networks.grids import INPUT_BITS, classifier_grid, counts_through, fold, round_through, to_grid
 from quantspike.params import Precision
 
 BATCH_NORM_EPS = 1e-5
@@ -53,16 +55,20 @@ class Quantizer(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Convolution without bias, batch normalization, ReLU and, for an integer k, the quantizer."""
+    """Convolution without bias, batch normalization, ReLU with an optional clip and, for an integer k, the quantizer.
 
-    def __init__(self, layer: Layer, k: Precision) -> None:
+    The clip is a multiple of 2^-k, so it can come before the quantizer: min(Q_k(x), c) = Q_k(min(x, c)).
+    """
+
+    def __init__(self, layer: Layer, k: Precision, clip: float | None) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(
             layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, bias=False
         )
         # torch's momentum 0.1 is a decay of 0.9 for the running averages.
         self.normalization = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPS, momentum=0.1)
-        self.rectifier = nn.ReLU(inplace=True)
+        # Rectifier and clip in one pass over the map.
+        self.rectifier = nn.ReLU(inplace=True) if clip is None else nn.Hardtanh(0.0, clip, inplace=True)
         if k != "fp32":
             self.quantizer = Quantizer(k)
 
@@ -70,18 +76,25 @@ class Block(nn.Sequential):
 class QuantizedCNN(nn.Module):
     """The network of a layer string: blocks, then a linear classifier without bias.
 
-    Neither the image nor the classifier is quantized.
+    Neither the image nor the classifier is quantized, unless the network is integer-aware: then it computes what the
+    integer network will, with batch-norm averages that stay as they are.
 
     Attributes:
         architecture: the layers, with the sizes of their maps.
         k: binary places of the activations, or `fp32` for none.
+        clip: the largest activation, a multiple of 2^-k, or None.
+        weight_bits: width of the weights of an integer-aware network, or None for one that is not.
     """
 
-    def __init__(self, architecture: Architecture, k: Precision) -> None:
+    def __init__(
+        self, architecture: Architecture, k: Precision, clip: float | None = None, weight_bits: int | None = None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.k = k
-        self.blocks = nn.ModuleList(Block(layer, k) for layer in architecture.layers)
+        self.clip = clip
+        self.weight_bits = weight_bits
+        self.blocks = nn.ModuleList(Block(layer, k, clip) for layer in architecture.layers)
         self.classifier = nn.Linear(architecture.layers[-1].out_channels, architecture.classes, bias=False)
         # The layout in which convolutions run fastest. It must not change once an optimizer holds the weights:
         # fused Adam walks weights and moments in their order in memory.
@@ -89,22 +102,44 @@ class QuantizedCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the class scores of standardized images: [N, C, H, W] float -> [N, classes] float."""
-        activations = images
-        for block in self.blocks:
-            activations = block(activations)
+        *_, activations = self.activations(images)
         return self.classify(activations)
 
     def activations(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the output of each layer in turn, float [N, channels, H, W], for images as in `forward`."""
+        """Yield the output of each layer in turn, float [N, channels, H, W], for images as in `forward`.
+
+        Of an integer-aware network these are counts of steps of 2^-k.
+        """
         activations = images
-        for block in self.blocks:
-            activations = block(activations)
+        for index, block in enumerate(self.blocks):
+            activations = block(activations) if self.weight_bits is None else self._counts(activations, index)
             yield activations
 
     def classify(self, activations: Tensor) -> Tensor:
         """Return class scores [N, classes] from the activations of the last layer."""
-        scores: Tensor = self.classifier(activations.flatten(1))
-        return scores
+        features = activations.flatten(1)
+        if self.weight_bits is None:
+            scores: Tensor = self.classifier(features)
+            return scores
+        assert self.k != "fp32"
+        weight, exponent = classifier_grid(self.classifier.weight)
+        return functional.linear(features, weight.to(features.dtype)) * 2.0 ** -(exponent + self.k)
+
+    def _counts(self, values: Tensor, index: int) -> Tensor:
+        """Return the counts of a layer from those of the layer before, or from the image: [N, in, H, W] float."""
+        block, shape = self.blocks[index], self.architecture.layers[index]
+        assert isinstance(block, Block)
+        assert self.k != "fp32"
+        assert self.weight_bits is not None
+        grid = to_grid(*fold(block.convolution.weight, block.normalization, self.k), self.weight_bits, index)
+        if index == 0:
+            values = (values * 2.0 ** (INPUT_BITS + self.k)).round()
+        dtype = values.dtype
+        current = functional.conv2d(values, grid.weight.to(dtype), stride=shape.stride, padding=shape.padding).to(dtype)
+        if index == 0:
+            current = round_through(current / 2.0**INPUT_BITS)
+        bias, threshold = (part.to(dtype)[:, None, None] for part in (grid.bias, grid.threshold))
+        return counts_through(current + bias, threshold, largest_count(self.k, self.clip))
 
     @property
     def weights(self) -> int:
@@ -113,16 +148,21 @@ class QuantizedCNN(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
 
 
-def with_precision(network: QuantizedCNN, k: Precision) -> QuantizedCNN:
+def largest_count(k: int, clip: float | None) -> int | None:
+    """Return M = 2^k c, the largest count of steps of 2^-k that a clip c allows, or None without a clip."""
+    return None if clip is None else int(2**k * clip)
+
+
+def with_precision(network: QuantizedCNN, k: Precision, weight_bits: int | None = None) -> QuantizedCNN:
     """Return a network in training mode with the same weights and running averages, and activations of precision k."""
-    result = QuantizedCNN(network.architecture, k)
+    result = QuantizedCNN(network.architecture, k, network.clip, weight_bits)
     result.load_state_dict(network.state_dict())
     return result
 
 
-def new_network(architecture: Architecture, k: Precision, seed: int) -> QuantizedCNN:
+def new_network(architecture: Architecture, k: Precision, seed: int, clip: float | None = None) -> QuantizedCNN:
     """Return an untrained network on the CPU, with the initial weights of a seed."""
-    network = QuantizedCNN(architecture, k)
+    network = QuantizedCNN(architecture, k, clip)
     initialize(network, torch.Generator().manual_seed(seed))
     return network
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from quantspike.params import Precision, Profile
+from quantspike.params import Precision, Profile, Setting
 from quantspike.paths import Run
 
 SOURCE = (
@@ -34,7 +34,7 @@ LAYERS: Mapping[str, str] = MappingProxyType(
 CROP = 24
 """Side of the images that the published networks see, in pixels."""
 
-PROTOCOL: Mapping[str, float | bool | str] = MappingProxyType(
+PROTOCOL: Mapping[str, Setting] = MappingProxyType(
     {
         "baseline": "100 epochs at 0.001 + 100 epochs at 0.0001",
         "recipe.optimizer": "adam",
@@ -42,16 +42,19 @@ PROTOCOL: Mapping[str, float | bool | str] = MappingProxyType(
         "recipe.label_smoothing": 0,
         "recipe.validation": 0,
         "recipe.shift": 4,
-        "recipe.flip": True,
+        "recipe.flip": "random",
         "recipe.brightness": 63,
         "recipe.contrast": 0.8,
+        "recipe.clip": None,
         "recipe.activation_penalty": 0,
         "train.start": "scratch",
         "train.epochs": 100,
         "train.learning_rate": 1e-3,
         "finetune.epochs": 100,
         "finetune.learning_rate": 1e-4,
+        "finetune.integer_aware": False,
         "simulate.steps": 100,
+        "simulate.layer_delay": 0,
     }
 )
 """The published settings, under the names of `Profile.training_settings`."""
@@ -129,13 +132,14 @@ def is_published_network(run: Run) -> bool:
 def protocol_differences(settings: Profile) -> list[str]:
     """Return the settings that differ from the published protocol, each as `setting value (published value)`."""
     phases = " + ".join(f"{phase.epochs} epochs at {phase.learning_rate:g}" for phase in settings.baseline)
-    ours = settings.training_settings("finetune") | {"baseline": phases, "simulate.steps": settings.simulate.steps}
+    simulated = {"simulate.steps": settings.simulate.steps, "simulate.layer_delay": settings.simulate.layer_delay[0]}
+    ours = settings.training_settings("finetune") | {"baseline": phases} | simulated
     return [
         f"{name} {_shown(ours[name])} ({_shown(theirs)})" for name, theirs in PROTOCOL.items() if ours[name] != theirs
     ]
 
 
-def _shown(value: float | bool | str) -> str:
-    if isinstance(value, str):
-        return value
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+def _shown(value: Setting) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return value if isinstance(value, str) else f"{value:g}"

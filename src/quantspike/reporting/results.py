@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantspike.errors import QuantspikeError
 from quantspike.files import absent, damaged, read_json
 from quantspike.networks.architecture import Architecture, architecture_of
+from quantspike.params import Setting
 from quantspike.paths import Run
 from quantspike.reporting.published import PUBLISHED, Published, is_published_network
 
@@ -21,7 +22,7 @@ MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "l
 """What baseline.csv, train.csv and finetune.csv hold per epoch."""
 
 COUNTS = ("positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
-"""What simulate.csv and simulate_layers.csv hold per step."""
+"""What simulate.csv, simulate_layers.csv and simulate_delays.csv hold per step."""
 
 BASELINE_FILES = ("baseline.csv", "baseline.json")
 """Result files of a baseline, in its metrics folder."""
@@ -33,6 +34,7 @@ SPIKING_FILES = (
     "convert.json",
     "simulate.csv",
     "simulate_layers.csv",
+    "simulate_delays.csv",
     "simulate.json",
     "certificate.json",
 )
@@ -63,7 +65,7 @@ class DataSet(_Content):
 class Provenance(_Content):
     """What a network was trained with: settings under dotted names such as `train.epochs`, and the machine."""
 
-    settings: dict[str, str | int | float | bool]
+    settings: dict[str, Setting]
     arithmetic: Literal["fp32", "bf16"]
     device: str
     processes: Annotated[int, Field(ge=1)]
@@ -97,11 +99,13 @@ class Simulation(_Content):
     `ann_agreement` is the share of images on which the integer network predicts what the trained one does;
     `differing_predictions` counts the images on which the spiking network, once settled or else at the settling
     limit, does not predict what the integer network does; `unsettled` those not settled after T steps;
-    `largest_counts` holds, for each layer, the largest net count of any neuron and image.
+    `largest_counts` holds, for each layer, the largest net count of any neuron and image; `least_synops` is what it
+    would take if every neuron fired its net count and no negative spike: a lower bound for any schedule.
     """
 
     images: Annotated[int, Field(ge=1)]
     steps: Annotated[int, Field(ge=1)]
+    layer_delay: Count
     integer_accuracy: Share
     accuracy: Share
     ann_agreement: Share
@@ -114,6 +118,7 @@ class Simulation(_Content):
     negative_spikes: Amount
     net_spikes: float
     synops: Amount
+    least_synops: Amount
 
 
 class Certificate(_Content):
@@ -160,6 +165,7 @@ class SpikingResult(RunResult):
         certificate: the comparison with the integer network, image by image.
         steps: one row per step: accuracy, and the cumulative counts per image.
         layers: the same per layer, without accuracy.
+        delays: the same as `steps` for each layer delay; all else is of the first one.
     """
 
     conversion: Conversion
@@ -167,6 +173,17 @@ class SpikingResult(RunResult):
     certificate: Certificate
     steps: pd.DataFrame
     layers: pd.DataFrame
+    delays: pd.DataFrame
+
+    @property
+    def cost_by_delay(self) -> dict[int, tuple[int | None, float]]:
+        """For each layer delay, first step with all images settled, None if there is none up to T, and SOPs by T."""
+        costs: dict[int, tuple[int | None, float]] = {}
+        for delay in self.delays["layer_delay"].unique():
+            table = self.delays[self.delays["layer_delay"] == delay]
+            before = int((table["settled"] < 1).sum())
+            costs[int(delay)] = (before + 1 if before < len(table) else None, float(table["synops"].iloc[-1]))
+        return costs
 
 
 def spiking_results(results: Sequence[RunResult]) -> list[SpikingResult]:
@@ -234,6 +251,7 @@ def outdated(result: RunResult) -> list[str]:
         pairs["k"] = (result.run.k, result.conversion.k)
         pairs["convert.weight_bits"] = (settings.convert.weight_bits, result.conversion.weight_bits)
         pairs["simulate.steps"] = (settings.simulate.steps, result.simulation.steps)
+        pairs["simulate.layer_delay"] = (settings.simulate.layer_delay, list(result.cost_by_delay))
         pairs["simulate.settle_limit"] = (settings.simulate.settle_limit, result.certificate.settle_limit)
     return [f"{name}: expected {now}, found {then}" for name, (now, then) in pairs.items() if now != then]
 
@@ -276,6 +294,8 @@ def _read_spiking(result: RunResult) -> SpikingResult:
         _check_layers(result, simulation, layers)
     steps = _read_table(folder / "simulate.csv", ("step", "accuracy", *COUNTS))
     _check_counter(folder / "simulate.csv", steps["step"], simulation.steps)
+    delays = _read_table(folder / "simulate_delays.csv", ("layer_delay", "step", "accuracy", *COUNTS))
+    _check_delays(folder / "simulate_delays.csv", delays, simulation)
     certificate = _read_json(folder / "certificate.json", Certificate)
     return SpikingResult(
         **vars(result),
@@ -284,6 +304,7 @@ def _read_spiking(result: RunResult) -> SpikingResult:
         certificate=certificate,
         steps=steps,
         layers=layers,
+        delays=delays,
     )
 
 
@@ -328,6 +349,15 @@ def _check_layers(result: RunResult, simulation: Simulation, layers: pd.DataFram
 def _check_counter(path: Path, counter: pd.Series[int], last: int) -> None:
     if counter.tolist() != list(range(1, last + 1)):
         raise damaged(path, f"{counter.name} must count from 1 to {last}, line by line")
+
+
+def _check_delays(path: Path, table: pd.DataFrame, simulation: Simulation) -> None:
+    """Refuse a file without every step of each layer delay in turn, first of that of simulate.json."""
+    delays = list(dict.fromkeys([simulation.layer_delay, *table["layer_delay"]]))
+    expected = [(delay, step) for delay in delays for step in range(1, simulation.steps + 1)]
+    if list(zip(table["layer_delay"], table["step"], strict=True)) != expected:
+        found = f"expected steps 1 to {simulation.steps} of each layer_delay in turn, {simulation.layer_delay} first"
+        raise damaged(path, found)
 
 
 def _read_table(path: Path, columns: tuple[str, ...], optional: str = "") -> pd.DataFrame:

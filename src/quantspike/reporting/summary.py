@@ -15,7 +15,7 @@ import pandas as pd
 
 from quantspike import files
 from quantspike.reporting.published import SOURCE, protocol_differences
-from quantspike.reporting.results import DataSet, Provenance, RunResult
+from quantspike.reporting.results import DataSet, Provenance, RunResult, spiking_results
 from quantspike.reporting.tables import aligned, runs_table, summary_table, write_table
 
 Row = dict[str, Any]
@@ -46,7 +46,8 @@ def markdown(results: Sequence[RunResult]) -> str:
     for profile, group in _by_profile(results):
         lines += _paper_section(profile, group, level=2)
         if spiking := [row for row in _records(summary_table(group)) if row["equal"] is not None]:
-            lines += ["Conversion and settling:", "", *_markdown_table(_text_table(_CONVERSION, spiking))]
+            columns = _conversion_columns(spiking, _one_number(group))
+            lines += ["Conversion and settling:", "", *_markdown_table(_text_table(columns, spiking))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -85,8 +86,8 @@ def _paper_tables(results: Sequence[RunResult]) -> list[TextTable]:
 
     Published figures make it too wide for a page: then there are two, accuracy and time, then costs.
     """
-    rows = _records(summary_table(results))
-    return [_text_table(columns, rows) for columns in _paper_columns(rows)]
+    rows = [row | _one_accuracy(row) for row in _records(summary_table(results))]
+    return [_text_table(columns, rows) for columns in _paper_columns(rows, _one_number(results))]
 
 
 def _by_profile(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
@@ -113,6 +114,16 @@ def _paper_section(profile: str, results: Sequence[RunResult], level: int) -> li
     return lines
 
 
+def _one_number(results: Sequence[RunResult]) -> bool:
+    """Return whether trained, integer and spiking network of every k are one, so that one accuracy says it all."""
+    return bool(spiking := spiking_results(results)) and all(
+        result.run.settings.finetune.integer_aware
+        and result.simulation.ann_agreement == 1
+        and result.evaluation.accuracy == result.simulation.integer_accuracy == result.simulation.accuracy
+        for result in spiking
+    )
+
+
 def _how_to_read(results: Sequence[RunResult]) -> str:
     """Return what the columns of a profile's paper tables mean."""
     runs = [len(list(group)) for _, group in groupby(results, key=lambda result: (result.run.model, result.run.k))]
@@ -122,11 +133,18 @@ def _how_to_read(results: Sequence[RunResult]) -> str:
         spread = f"Mean ± standard deviation (divisor n - 1) over {n} runs that differ in their seed."
         together = " (of all runs together)"
     published = " Δ: this project's figure minus the published one." if _compared(results) else ""
+    settings = results[0].run.settings.simulate
+    first, *others = settings.layer_delay
+    also = f"Layer delay: D = {first}; also simulated: {', '.join(map(str, others))}. " if others else ""
+    networks, proved = f"SNN: the spiking network after {settings.steps} steps.", "SNN = integer"
+    if _one_number(results):
+        networks = f"Trained, integer and spiking network (after {settings.steps} steps) are one, with one accuracy."
+        proved = "Proved"
     return (
-        f"{spread} SNN: the spiking network after {results[0].run.settings.simulate.steps} steps. SNN = integer: test "
-        f"images{together} on which every net spike count is proved equal to the integer network's. Stable: the first "
-        f"step from which the accuracy no longer changes. Spikes, SOPs and MACs are per image; MACs, as published, "
-        f"include positions in the padding, SOPs only synapses that exist.{published}"
+        f"{spread} {networks} {also}{proved}: test images{together} on which every net spike count is proved equal to "
+        f"the integer network's. Stable: the first step from which the accuracy no longer changes. Spikes, SOPs and "
+        f"MACs are per image; MACs, as published, include positions in the padding, SOPs only synapses that "
+        f"exist.{published}"
     )
 
 
@@ -264,11 +282,18 @@ def _measure(rows: Sequence[Row], name: str, title: str, unit: float, digits: in
     return columns
 
 
-def _paper_columns(rows: Sequence[Row]) -> list[list[Column]]:
+def _one_accuracy(row: Row) -> Row:
+    """Return the columns of the accuracy where it is one: the spiking network's, of a baseline the trained one's."""
+    name = "ann_accuracy" if row["equal"] is None else "snn_accuracy"
+    return {f"{before}accuracy{after}": row[f"{before}{name}{after}"] for before, after in _STATISTICS}
+
+
+def _paper_columns(rows: Sequence[Row], one: bool) -> list[list[Column]]:
+    """Return the columns of one table or two; `one` is whether there is one accuracy per row."""
+    networks = {"accuracy": "accuracy (%)"} if one else {"ann_accuracy": "ANN (%)", "snn_accuracy": "SNN (%)"}
     accuracy = [
-        *_measure(rows, "ann_accuracy", "ANN (%)", 0.01, 2),
-        *_measure(rows, "snn_accuracy", "SNN (%)", 0.01, 2),
-        ("SNN = integer (images)", _equal),
+        *(column for name, title in networks.items() for column in _measure(rows, name, title, 0.01, 2)),
+        ("proved (images)" if one else "SNN = integer (images)", _equal),
         *_measure(rows, "stable_step", "stable (step)", 1, 0),
     ]
     costs = [
@@ -280,6 +305,11 @@ def _paper_columns(rows: Sequence[Row]) -> list[list[Column]]:
     if any(title == "published" for title, _ in accuracy + costs):
         return [[*_NETWORK, *accuracy], [*_NETWORK, *costs]]
     return [[*_NETWORK, *accuracy, *costs]]
+
+
+def _conversion_columns(rows: Sequence[Row], one: bool) -> list[Column]:
+    least = ("least SOPs (million)", _mean("least_synops", 1e6, _digits(rows, "least_synops_mean", 1e6)))
+    return [*_NETWORK, *(() if one else _AGREEMENT), *_SETTLING, least]
 
 
 def _equal(row: Row) -> str:
@@ -302,10 +332,15 @@ _COSTS = (
     ("synops", "SOPs (million)", 1e6),
 )
 
-_CONVERSION: tuple[Column, ...] = (
-    *_NETWORK,
+_STATISTICS = (("", "_mean"), ("", "_std"), ("published_", ""), ("", "_difference"))
+"""What comes before and after the name of a measure in the columns of the summary."""
+
+_AGREEMENT: tuple[Column, ...] = (
     ("integer network (%)", _mean("integer_accuracy", 0.01, 2)),
     ("integer = ANN (%)", _mean("ann_agreement", 0.01, 2)),
+)
+
+_SETTLING: tuple[Column, ...] = (
     ("SNN ≠ integer (images)", _number("differing_predictions")),
     ("settled (step)", _mean("settled_step", 1, 0)),
     ("not settled (images)", _number("unsettled")),
@@ -331,9 +366,10 @@ _LEGEND = (
     "trained network. Integer network: what it is converted to. SNN: the integer network run as spikes, after the last",
     'step T (`simulate.steps`). Accuracies are shares of the test images. Under "conversion and settling":',
     "",
-    "- integer = ANN: images on which the integer network predicts what the ANN does",
+    "- integer = ANN: images on which the integer network predicts what the ANN does; left out where they are one",
     "- SNN ≠ integer: images on which the SNN, once settled, does not predict what the integer network does; an image",
     "  that has not settled after step T is run on until it has, up to step `simulate.settle_limit`",
     "- settled: first step with every neuron of every image settled, empty if for any seed there is none up to T;",
     "  not settled: images that have not settled after step T, of all seeds together",
+    "- least SOPs: if every neuron fired its net count and no negative spike, a lower bound for any order of spikes",
 )

@@ -43,11 +43,13 @@ RUNS_COLUMNS: tuple[str, ...] = (
     "positive_spikes",
     "negative_spikes",
     "synops",
+    "least_synops",
     "ann_macs",
     *(f"published_{name}" for name in PUBLISHED),
 )
 """Columns of the table of runs; k is `fp32` for a baseline. Accuracies are shares from 0 to 1; spikes, synops and MACs
-are per image; `equal` counts the images that settled with every net spike count equal to the integer network's."""
+are per image; `equal` counts the images that settled with every net spike count equal to the integer network's;
+`least_synops` is what the net counts alone would take."""
 
 AVERAGED: tuple[str, ...] = (
     "ann_accuracy",
@@ -59,6 +61,7 @@ AVERAGED: tuple[str, ...] = (
     "positive_spikes",
     "negative_spikes",
     "synops",
+    "least_synops",
 )
 """Measures of which the summary has mean and standard deviation."""
 

@@ -53,13 +53,15 @@ class DenseEngine:
                 layer.weight.to(device, _format(layer, index, device)).contiguous(memory_format=torch.channels_last),
                 layer.shape.stride,
                 layer.shape.padding,
-                NeuronParameters(_per_channel(layer.threshold, device), _per_channel(layer.half_threshold, device)),
+                NeuronParameters(
+                    *(_per_channel(v, device) for v in (layer.threshold, layer.half_threshold, network.limit(layer)))
+                ),
                 torch.from_numpy(fan).to(device),
             )
             for index, (layer, fan) in enumerate(zip(network.layers, fans, strict=True))
         ]
 
-    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, delay: int = 0, first: int = 0) -> Recording:
         """Run a batch until every image is settled; see `Engine`.
 
         A settled image is dropped from the batch, since nothing changes in it any more.
@@ -70,7 +72,7 @@ class DenseEngine:
             step = 0
             while len(batch.images) and step < settle_limit:
                 step += 1
-                counts = batch.step()
+                counts = batch.step(step, delay)
                 settled = counts.settled.all(dim=0)
                 running = (batch.images - first).cpu().numpy()
                 if step <= steps:
@@ -123,8 +125,13 @@ class Batch:
         self._states = states
         self.images = images
 
-    def step(self) -> StepCounts:
-        """Advance all running images by one step, in layer order, so that a spike crosses the network within it."""
+    def step(self, step: int, delay: int) -> StepCounts:
+        """Advance all running images by one step, in layer order, so that a spike crosses the network within it.
+
+        Args:
+            step: its number, from 1.
+            delay: steps that each layer waits for the one before.
+        """
         counts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         spikes: Tensor | None = None
         for index, layer in enumerate(self._layers):
@@ -133,7 +140,7 @@ class Batch:
                 membrane = state.membrane + _current(spikes, layer)
                 check_membrane(membrane, index, self.images)
                 state = replace(state, membrane=membrane.int())
-            spikes, self._states[index], settled = fire(layer.neurons, state)
+            spikes, self._states[index], settled = fire(layer.neurons, state, waiting=step <= index * delay)
             by_position = spikes.abs().sum(dim=1, dtype=torch.int64)
             total, net = by_position.sum(dim=(1, 2)), spikes.sum(dim=(1, 2, 3), dtype=torch.int64)
             synops = (by_position * layer.fan_out).sum(dim=(1, 2))

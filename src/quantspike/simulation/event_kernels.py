@@ -91,7 +91,9 @@ def _fire(
     start: Any,
     threshold: Any,
     half_threshold: Any,
+    limit: Any,
     channel: Any,
+    barrier: Any,
     masks: Any,
     word: Any,
 ) -> tuple[Any, Codegen]:
@@ -101,9 +103,12 @@ def _fire(
         membrane: U, int32, contiguous; `start` counts its values.
         net_spikes: N, int32, likewise; changed in place.
         start: index of the tile's first neuron.
-        threshold: theta, int32 [channels].
+        threshold: theta, int32 [channels], and then as many values that no membrane reaches.
         half_threshold: h, int32 [channels].
+        limit: largest U + h that counts, int32 [channels].
         channel: of the tile's first neuron.
+        barrier: index in `threshold` of what d must reach for a spike: `channel`, or in the second half if the tile
+            may not fire yet. Its N is 0 then, so that d < 0 does not occur.
         masks: uint64, contiguous; one bit per neuron.
         word: index of the mask of positive spikes; the mask of negative ones follows.
 
@@ -113,7 +118,7 @@ def _fire(
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[Any]) -> Any:
-        membrane, net_spikes, start, threshold, half_threshold, channel, masks, word = arguments
+        membrane, net_spikes, start, threshold, half_threshold, limit, channel, barrier, masks, word = arguments
         kinds, tile = signature.args, ir.VectorType(_INT32, LANES)
 
         def at(kind: int, array: Any, index: Any) -> Any:
@@ -122,11 +127,13 @@ def _fire(
         u, net_at = _load(builder, at(0, membrane, start)), at(1, net_spikes, start)
         net = _load(builder, net_at)
         theta, half = _load(builder, at(3, threshold, channel)), _load(builder, at(4, half_threshold, channel))
+        most = _load(builder, at(5, limit, channel))
         zero = _splat(tile, 0)
         shifted = builder.add(u, half)
         shifted = builder.select(builder.icmp_signed(">", shifted, zero), shifted, zero)
+        shifted = builder.select(builder.icmp_signed("<", shifted, most), shifted, most)
         distance = builder.sub(shifted, builder.mul(theta, net))
-        positive = builder.icmp_signed(">=", distance, theta)
+        positive = builder.icmp_signed(">=", distance, _load(builder, at(3, threshold, barrier)))
         negative = builder.icmp_signed("<", distance, zero)
         spikes = builder.sub(builder.zext(positive, tile), builder.zext(negative, tile))
         _store(builder, builder.add(net, spikes), net_at)
@@ -138,11 +145,12 @@ def _fire(
         result = builder.or_(builder.zext(unsettled, _INT64), builder.shl(builder.zext(beyond, _INT64), _number(1)))
         for offset, flags in enumerate((positive, negative)):
             mask = builder.bitcast(flags, _INT64)
-            builder.store(mask, _pointer(context, builder, kinds[6], masks, builder.add(word, _number(offset))))
+            builder.store(mask, _pointer(context, builder, kinds[8], masks, builder.add(word, _number(offset))))
             result = builder.add(result, builder.shl(builder.ctpop(mask), _number(2)))
         return result
 
-    return types.int64(membrane, net_spikes, start, threshold, half_threshold, channel, masks, word), codegen
+    kinds = membrane, net_spikes, start, threshold, half_threshold, limit, channel, barrier, masks, word
+    return types.int64(*kinds), codegen
 
 
 fire: Any = intrinsic(_fire)
@@ -290,7 +298,9 @@ def _add_all(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def advance_layer(images: Any, state: Any, layer: Any, spikes: Any, masks: Any, used: Any, unsettled: Any) -> int:
+def advance_layer(
+    images: Any, state: Any, layer: Any, waiting: Any, spikes: Any, masks: Any, used: Any, unsettled: Any
+) -> int:
     """Run a layer of n images through all steps of a chunk, since its whole input is known by then.
 
     The loops run block by block of output channels, whose weights stay in the second-level cache, then image by
@@ -301,10 +311,11 @@ def advance_layer(images: Any, state: Any, layer: Any, spikes: Any, masks: Any, 
         images: int64 [n], indices of the images in the batch.
         state: of the batch, changed in place: U and N, int32 [batch, positions, channels]; channels are a multiple
             of 64.
-        layer: theta and h, int32 [channels]; weights, int16 [values]: for each block of `width` channels, row by row
-            and column by column of the kernel, a row of `width` weights for each channel in; geometry, int64 [8]:
-            channels in, side of the map in, side of the map out, kernel, stride, padding, width, and the number of
-            rows that may be summed in 16 bits.
+        layer: theta, h and the limit of U + h, as `fire` needs them; weights, int16 [values]: for each block of `width`
+            channels, row by row and column by column of the kernel, a row of `width` weights for each channel in;
+            geometry, int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding, width,
+            and the number of rows that may be summed in 16 bits.
+        waiting: number of steps, from the first, in which the layer adds up its input and fires nothing.
         spikes: input, as `list_spikes` fills it in with a scale of `width`: the spikes, their bounds and last steps.
         masks: uint64 [n, steps, positions, channels / 64, 2], filled in: the spikes, a bit each, positive ones first.
         used: int32 [n, positions, blocks], filled in: number of steps whose masks are valid; no spikes follow.
@@ -314,7 +325,7 @@ def advance_layer(images: Any, state: Any, layer: Any, spikes: Any, masks: Any, 
         The number of spikes, or -1 as soon as a membrane reaches 2^30.
     """
     membrane, net_spikes = state
-    threshold, half_threshold, weights, geometry = layer
+    threshold, half_threshold, limit, weights, geometry = layer
     listed, bounds, last = spikes
     channels_in, size_in, size_out, kernel, stride, padding, width, most_rows = geometry
     _, positions, lanes = membrane.shape
@@ -341,14 +352,18 @@ def advance_layer(images: Any, state: Any, layer: Any, spikes: Any, masks: Any, 
                         positive, negative = bounds[image, 2 * step], bounds[image, 2 * step + 1]
                         added = _gather(rows, 0, listed, positive, window, size_in, y, row_size, shift)
                         total = _gather(rows, added, listed, negative, window, size_in, y, row_size, shift)
-                    if total == 0 and settled:
+                    # Without input nothing changes in neurons that are settled, nor in those that still wait.
+                    if total == 0 and (settled or 0 < step < waiting):
                         for tile in range(block * tiles, (block + 1) * tiles):
                             masks[image, step, position, tile, 0] = 0
                             masks[image, step, position, tile, 1] = 0
+                        if not settled:
+                            unsettled[image, step] = 1
                         step += 1
                         continue
                     word = 2 * (((image * steps + step) * positions + position) * masks.shape[3] + block * tiles)
                     flags = 0
+                    barrier = block * width + (lanes if step < waiting else 0)
                     # Every other step backwards: the rows that the step before used last are still near.
                     backwards = step % 2 == 1
                     for tile in range(tiles):
@@ -360,7 +375,16 @@ def advance_layer(images: Any, state: Any, layer: Any, spikes: Any, masks: Any, 
                                 membrane, start, block_weights, lane, rows, added, total, most_rows, backwards, wide
                             )
                         result = fire(
-                            membrane, net_spikes, start, threshold, half_threshold, channel, masks, word + 2 * tile
+                            membrane,
+                            net_spikes,
+                            start,
+                            threshold,
+                            half_threshold,
+                            limit,
+                            channel,
+                            barrier + lane,
+                            masks,
+                            word + 2 * tile,
                         )
                         flags |= result
                         fired += result >> 2

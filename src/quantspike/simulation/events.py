@@ -18,13 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantspike.conversion.integer import (
-    LARGEST_THRESHOLD,
-    MEMBRANE_LIMIT,
-    IntegerLayer,
-    IntegerNetwork,
-    check_membrane,
-)
+from quantspike.conversion.integer import MEMBRANE_LIMIT, NO_LIMIT, IntegerLayer, IntegerNetwork, check_membrane
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Layer, fan_outs
 from quantspike.simulation.dense import DenseEngine
@@ -61,6 +55,7 @@ class _Layer:
     bias: Int32Array
     threshold: Int32Array
     half_threshold: Int32Array
+    limit: Int32Array
     weights: NDArray[np.int16]
     width: int
     rows_at_once: int
@@ -72,11 +67,12 @@ class _Layer:
         return len(self.bias)
 
     @property
-    def arguments(self) -> tuple[Int32Array, Int32Array, NDArray[np.int16], tuple[int, ...]]:
+    def arguments(self) -> tuple[Int32Array, Int32Array, Int32Array, NDArray[np.int16], tuple[int, ...]]:
         """`layer` of `advance_layer`."""
         shape = self.shape
         sizes = (shape.in_channels, shape.in_size, shape.out_size, shape.kernel, shape.stride, shape.padding)
-        return self.threshold, self.half_threshold, self.weights, (*sizes, self.width, self.rows_at_once)
+        geometry = (*sizes, self.width, self.rows_at_once)
+        return self.threshold, self.half_threshold, self.limit, self.weights, geometry
 
 
 Spikes = tuple[Int32Array, Int32Array, Int32Array]
@@ -108,7 +104,7 @@ class EventEngine:
             )
         self._network = network
         self._layers = [
-            _lay_out(layer, fan_out, encoding=index == 0)
+            _lay_out(layer, network.limit(layer), fan_out, encoding=index == 0)
             for index, (layer, fan_out) in enumerate(zip(network.layers, fan_outs(network.architecture), strict=True))
         ]
         self._classifier = np.ascontiguousarray(network.classifier.numpy().T.astype(np.int64))
@@ -116,11 +112,11 @@ class EventEngine:
         words = max(layer.shape.out_size**2 * layer.lanes // LANES * 2 for layer in self._layers)
         self._scratch = [np.empty(IMAGES_AT_ONCE * CHUNK * words, np.uint64) for _ in range(self._threads)]
 
-    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, delay: int = 0, first: int = 0) -> Recording:
         """Run a batch until every image is settled; see `Engine`."""
         check_membrane(input_current + self._network.layers[0].bias[:, None, None], 0, first)
         n = len(input_current)
-        batch = _Batch(self._layers, self._classifier, input_current, steps, settle_limit)
+        batch = _Batch(self._layers, self._classifier, input_current, steps, settle_limit, delay)
         # Every thread gets as many groups, one after the other.
         rounds = -(-n // (IMAGES_AT_ONCE * self._threads))
         groups = iter(np.array_split(np.arange(n), min(n, rounds * self._threads)))
@@ -140,7 +136,8 @@ class EventEngine:
                     raise
         except _OverflowError:
             # The dense engine names the first membrane by step, layer and image.
-            return DenseEngine(self._network, torch.device("cpu")).run(input_current, steps, settle_limit, first)
+            dense = DenseEngine(self._network, torch.device("cpu"))
+            return dense.run(input_current, steps, settle_limit, delay, first)
         return batch.recording
 
 
@@ -148,11 +145,11 @@ class _Batch:
     """State and recording of a batch, whose images run in groups that are independent of each other."""
 
     def __init__(
-        self, layers: list[_Layer], classifier: Integers, input_current: Tensor, steps: int, settle_limit: int
+        self, layers: list[_Layer], classifier: Integers, input_current: Tensor, steps: int, limit: int, delay: int
     ) -> None:
         n = len(input_current)
         self._layers, self._classifier, self._input_current = layers, classifier, input_current
-        self._limit = settle_limit
+        self._limit, self._delay = limit, delay
         shapes = [(n, layer.shape.out_size**2, layer.lanes) for layer in layers]
         self._states = [(np.empty(shape, np.int32), np.zeros(shape, np.int32)) for shape in shapes]
         self._logits = np.zeros((n, classifier.shape[1]), np.int64)
@@ -190,7 +187,8 @@ class _Batch:
         unsettled_steps = np.zeros(n, np.int64)
         spikes = np.empty(0, np.int32), np.zeros((n, 1, 1), np.int32), np.zeros((n, 1), np.int32)
         for index in range(len(self._layers)):
-            spikes, counts, unsettled = self._advance_layer(index, images, chunk, scratch, spikes)
+            waiting = max(0, index * self._delay - done)
+            spikes, counts, unsettled = self._advance_layer(index, images, chunk, waiting, scratch, spikes)
             for values, counted in zip((recording.positive, recording.negative, recording.synops), counts, strict=True):
                 values[steps, index, images] = counted[:recorded]
             recording.settled[steps, index, images] = unsettled.T[:recorded] == 0
@@ -208,16 +206,19 @@ class _Batch:
         return settled
 
     def _advance_layer(
-        self, index: int, images: Integers, chunk: int, scratch: NDArray[np.uint64], spikes: Spikes
+        self, index: int, images: Integers, chunk: int, waiting: int, scratch: NDArray[np.uint64], spikes: Spikes
     ) -> tuple[Spikes, Integers, NDArray[np.uint8]]:
-        """Run one chunk of one layer; return its spikes, their counts, and after which steps it was not settled."""
+        """Run one chunk of one layer, which fires nothing in its first `waiting` steps.
+
+        Return its spikes, their counts, and after which steps it was not settled.
+        """
         layer, n = self._layers[index], len(images)
         positions = layer.shape.out_size**2
         shape = (n, chunk, positions, layer.lanes // LANES, 2)
         masks = scratch[: math.prod(shape)].reshape(shape)
         used = np.empty((n, positions, layer.lanes // layer.width), np.int32)
         unsettled = np.zeros((n, chunk), np.uint8)
-        fired = advance_layer(images, self._states[index], layer.arguments, spikes, masks, used, unsettled)
+        fired = advance_layer(images, self._states[index], layer.arguments, waiting, spikes, masks, used, unsettled)
         if fired < 0:
             raise _OverflowError
         bounds = np.empty((n, 2 * int(used.max()), positions + 1), np.int32)
@@ -228,7 +229,7 @@ class _Batch:
         return sent, counts, unsettled
 
 
-def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Layer:
+def _lay_out(layer: IntegerLayer, limit: Tensor, fan_out: Integers, *, encoding: bool) -> _Layer:
     """Arrange weights in blocks of output channels, each with one row per kernel position and input channel.
 
     No spikes reach the encoding layer, so to the kernels it has no channels in.
@@ -243,9 +244,10 @@ def _lay_out(layer: IntegerLayer, fan_out: Integers, *, encoding: bool) -> _Laye
     return _Layer(
         shape,
         _filled(layer.bias, lanes, 0),
-        # A padded channel has no weights and never fires.
-        _filled(layer.threshold, lanes, LARGEST_THRESHOLD),
-        _filled(layer.half_threshold, lanes, LARGEST_THRESHOLD // 2),
+        # A padded channel has no weights and never fires; nor does a layer that waits, by the second half.
+        np.concatenate((_filled(layer.threshold, lanes, 2), np.full(lanes, NO_LIMIT, np.int32))),
+        _filled(layer.half_threshold, lanes, 1),
+        _filled(limit, lanes, NO_LIMIT),
         _aligned(blocks.ravel()),
         width,
         # As many rows as 16 bits hold the sum of.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def curves(trace: Trace, labels: Integers) -> Columns:
     }
 
 
+def delay_curves(traces: Mapping[int, Trace], labels: Integers) -> Columns:
+    """Return one row per layer delay and step, for simulate_delays.csv; see `curves`."""
+    tables = {delay: curves(trace, labels) for delay, trace in traces.items()}
+    names = next(iter(tables.values()))
+    return {
+        "layer_delay": [delay for delay, table in tables.items() for _ in table["step"]],
+        **{name: [value for table in tables.values() for value in table[name]] for name in names},
+    }
+
+
 def layer_curves(trace: Trace, architecture: Architecture) -> Columns:
     """Return one row per step and layer, for simulate_layers.csv; SOPs belong to the layer whose spikes cause them."""
     layers = len(architecture.layers)
@@ -57,13 +68,14 @@ def stable_step(accuracy: NDArray[np.float64]) -> int:
     return int(changes[-1]) + 2 if len(changes) else 1
 
 
-def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[str, Any]:
+def totals(trace: Trace, labels: Integers, ann_predictions: Integers, layer_delay: int) -> dict[str, Any]:
     """Return the values at step T and of the settled network, for simulate.json.
 
     Args:
         trace: N images over T steps.
         labels: int64 [N].
         ann_predictions: the trained network's classes, int64 [N].
+        layer_delay: D of this trace.
     """
     table = curves(trace, labels)
     settled = trace.settled[-1]
@@ -71,6 +83,7 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[st
     return {
         "images": trace.images,
         "steps": trace.steps,
+        "layer_delay": layer_delay,
         "integer_accuracy": float((trace.integer_predictions == labels).mean()),
         "accuracy": table["accuracy"][-1],
         "ann_agreement": float((trace.integer_predictions == ann_predictions).mean()),
@@ -80,6 +93,7 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers) -> dict[st
         "unsettled": int((~settled).sum()),
         "largest_counts": trace.largest_counts.tolist(),
         **last,
+        "least_synops": float(trace.least_synops.mean()),
     }
 
 
@@ -107,25 +121,27 @@ def certificate(trace: Trace, architecture: Architecture, settle_limit: int) -> 
 
 def write_measures(
     folder: Path,
-    trace: Trace,
+    traces: Mapping[int, Trace],
     architecture: Architecture,
     labels: Integers,
     ann_predictions: Integers,
     settings: Simulate,
 ) -> None:
-    """Write all measures and the certificate into a run's metrics folder.
+    """Write all measures and the certificate into a run's metrics folder; all but simulate_delays.csv of the first D.
 
     Args:
-        folder: where simulate.csv, simulate_layers.csv, simulate.json and certificate.json go.
-        trace: N images over T steps.
+        folder: where simulate.csv, simulate_delays.csv, simulate_layers.csv, simulate.json and certificate.json go.
+        traces: by layer delay D: N images over T steps.
         architecture: the network's layers.
         labels: int64 [N].
         ann_predictions: the trained network's classes, int64 [N].
         settings: of the simulation.
     """
+    layer_delay, trace = next(iter(traces.items()))
     write_csv(folder / "simulate.csv", curves(trace, labels))
+    write_csv(folder / "simulate_delays.csv", delay_curves(traces, labels))
     write_csv(folder / "simulate_layers.csv", layer_curves(trace, architecture))
-    write_json(folder / "simulate.json", totals(trace, labels, ann_predictions))
+    write_json(folder / "simulate.json", totals(trace, labels, ann_predictions, layer_delay))
     write_json(folder / "certificate.json", certificate(trace, architecture, settings.settle_limit))
 
 
@@ -164,16 +180,20 @@ def verdict(trace: Trace) -> str:
     return f"{text}; {late} had not settled by the settling limit" if late else text
 
 
-def check_proved(trace: Trace) -> None:
-    """Check that every settled image has the integer network's counts.
+def check_proved(traces: Mapping[int, Trace]) -> None:
+    """Check that every settled image has the integer network's counts, whatever the layer delay D.
+
+    Args:
+        traces: by D.
 
     Raises:
         QuantspikeError: an image settled on other counts; the first neuron is named.
     """
-    if wrong := trace.first_mismatch:
-        raise QuantspikeError(
-            f"{trace.mismatching_images} images settled on counts that are not the integer network's, first "
-            f"image {wrong.image}, layer {wrong.layer}, channel {wrong.channel}, y {wrong.y}, x {wrong.x}: "
-            f"{wrong.spiking} as spikes, {wrong.integer} in the integer network; certificate.json holds the details. "
-            "This is a defect of the program or of the machine's arithmetic: please report it"
-        )
+    for delay, trace in traces.items():
+        if wrong := trace.first_mismatch:
+            raise QuantspikeError(
+                f"layer delay {delay}: {trace.mismatching_images} images settled on counts that are not the integer "
+                f"network's, first image {wrong.image}, layer {wrong.layer}, channel {wrong.channel}, y {wrong.y}, "
+                f"x {wrong.x}: {wrong.spiking} as spikes, {wrong.integer} in the integer network. "
+                "This is a defect of the program or of the machine's arithmetic: please report it"
+            )

@@ -23,6 +23,7 @@ class _Layer:
     weight: Integers
     bias: Integers
     threshold: Integers
+    limit: Integers
 
 
 class ReferenceEngine:
@@ -36,11 +37,12 @@ class ReferenceEngine:
                 layer.weight.numpy().astype(np.int64),
                 layer.bias.numpy().astype(np.int64)[:, None, None],
                 layer.threshold.numpy().astype(np.int64)[:, None, None],
+                network.limit(layer).numpy().astype(np.int64)[:, None, None],
             )
             for layer in network.layers
         ]
 
-    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, delay: int = 0, first: int = 0) -> Recording:
         """Run a batch until every image is settled, and for all T steps at least; see `Engine`."""
         n = len(input_current)
         sizes = [(n, layer.shape.out_channels, layer.shape.out_size, layer.shape.out_size) for layer in self._layers]
@@ -55,9 +57,9 @@ class ReferenceEngine:
                 if index > 0:
                     membranes[index] += _drive(spikes, layer.weight, layer.shape)
                 _check(membranes[index], index, first)
-                spikes = _rule(membranes[index], net_spikes[index], layer.threshold)
+                spikes = _rule(membranes[index], net_spikes[index], layer) * (step > index * delay)
                 net_spikes[index] += spikes
-                settled = (_rule(membranes[index], net_spikes[index], layer.threshold) == 0).all(axis=(1, 2, 3))
+                settled = (_rule(membranes[index], net_spikes[index], layer) == 0).all(axis=(1, 2, 3))
                 image_settled &= settled
                 if step <= steps:
                     recording.positive[step - 1, index] = (spikes == 1).sum(axis=(1, 2, 3))
@@ -83,10 +85,10 @@ class ReferenceEngine:
         return by_synapse
 
 
-def _rule(membrane: Integers, net_spikes: Integers, threshold: Integers) -> Integers:
-    """s = +1 if d >= theta, -1 if d < 0, 0 otherwise, with d = max(0, U + theta / 2) - theta N."""
-    distance = np.maximum(0, membrane + threshold // 2) - threshold * net_spikes
-    spikes: Integers = (distance >= threshold).astype(np.int64) - (distance < 0)
+def _rule(membrane: Integers, net_spikes: Integers, layer: _Layer) -> Integers:
+    """s = +1 if d >= theta, -1 if d < 0, 0 otherwise, with d = clamp(U + theta / 2, 0, limit) - theta N."""
+    distance = np.clip(membrane + layer.threshold // 2, 0, layer.limit) - layer.threshold * net_spikes
+    spikes: Integers = (distance >= layer.threshold).astype(np.int64) - (distance < 0)
     return spikes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from quantspike.conversion.integer import IntegerNetwork
 from quantspike.distributed import Group, resolve_device
 from quantspike.errors import QuantspikeError
+from quantspike.networks.architecture import Architecture, fan_outs
 from quantspike.params import Simulate
 from quantspike.simulation.dense import DenseEngine
 from quantspike.simulation.reference import ReferenceEngine
@@ -26,13 +28,15 @@ _CPU_ONLY = ("reference", "events")
 class Engine(Protocol):
     """Runs batches of one network; no state is kept between batches. All engines give the same integers."""
 
-    def run(self, input_current: Tensor, steps: int, settle_limit: int, first: int = 0) -> Recording:
+    def run(self, input_current: Tensor, steps: int, settle_limit: int, delay: int = 0, first: int = 0) -> Recording:
         """Run a batch until every image is settled, for `settle_limit` steps at most.
 
         Args:
             input_current: int64 [n, out, size, size] of the encoding layer, of at least one image.
             steps: T, the number of steps that are recorded.
             settle_limit: step after which an image that has not settled is given up, T or more.
+            delay: D, steps that each layer waits for the one before: layer l, from 0, only adds up its input until
+                step l D and may fire from the next one on.
             first: number of the batch's first image in the whole set, for messages.
 
         Raises:
@@ -80,9 +84,24 @@ def new_engine(name: str, network: IntegerNetwork, device: torch.device) -> Engi
     return EventEngine(network)
 
 
+def check_layer_delay(architecture: Architecture, settings: Simulate) -> None:
+    """Check that every layer may fire within T steps.
+
+    Raises:
+        QuantspikeError: a layer delay is too long for the network.
+    """
+    layers, longest = len(architecture.layers), max(settings.layer_delay)
+    if (needed := (layers - 1) * longest + 1) > settings.steps:
+        raise QuantspikeError(
+            f"simulate.layer_delay holds {longest}, with which the last of {layers} layers fires from step {needed} "
+            f"on, but simulate.steps is {settings.steps}: set it to {(settings.steps - 1) // (layers - 1)} or less, "
+            f"or simulate.steps to {needed} or more"
+        )
+
+
 def simulate(
     network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device, first: int = 0
-) -> Trace:
+) -> dict[int, Trace]:
     """Simulate images for T steps, and those that have not settled on up to the settling limit.
 
     Once an image is settled nothing changes in it any more, so engines may stop there; the trace is the one that
@@ -102,23 +121,25 @@ def simulate(
     if len(images) == 0:
         raise QuantspikeError("there are no images to simulate")
     engine = new_engine(settings.engine, network, device)
-    traces = []
+    traces: dict[int, list[Trace]] = {delay: [] for delay in settings.layer_delay}
     with torch.inference_mode():
         batches = torch.split(images, settings.batch_size)
         # Of several processes, the first shows its progress.
         hidden = True if first > 0 else None
         for part in tqdm(batches, desc="simulate", unit="batch", leave=False, disable=hidden):
             current = network.input_current(part)
-            recording = engine.run(current, settings.steps, settings.settle_limit, first)
-            traces.append(_trace(network, current, recording, first))
+            expected = _expected(network, current, first)
+            for delay, parts in traces.items():
+                recording = engine.run(current, settings.steps, settings.settle_limit, delay, first)
+                parts.append(_trace(network, expected, recording, first))
             first += len(part)
-    return concatenate(traces)
+    return {delay: concatenate(parts) for delay, parts in traces.items()}
 
 
 def simulate_shared(
     network: IntegerNetwork, images: Tensor, settings: Simulate, device: torch.device, group: Group
-) -> Trace | None:
-    """Simulate on several processes, each with its shard of the images; the trace is that of a single process.
+) -> dict[int, Trace] | None:
+    """Simulate on several processes, each with its shard of the images; the traces are those of a single process.
 
     Args:
         network: the converted network.
@@ -128,13 +149,13 @@ def simulate_shared(
         group: the processes.
 
     Returns:
-        The whole trace in the first process, None in the others.
+        The whole traces in the first process, None in the others.
 
     Raises:
         QuantspikeError: in the first process, what `simulate` raised in any of them, the first shard first.
     """
     shard = group.shard(len(images))
-    part: Trace | QuantspikeError | None = None
+    part: dict[int, Trace] | QuantspikeError | None = None
     if len(images) == 0 or shard.start < shard.stop:
         try:
             part = simulate(network, images[shard], settings, group.own_device(device), shard.start)
@@ -147,7 +168,8 @@ def simulate_shared(
     for result in parts:
         if isinstance(result, QuantspikeError):
             raise result
-    return concatenate([result for result in parts if isinstance(result, Trace)])
+    found = [result for result in parts if isinstance(result, dict)]
+    return {delay: concatenate([traces[delay] for traces in found]) for delay in settings.layer_delay}
 
 
 def _check_cpu(engine: str, device: str) -> None:
@@ -158,16 +180,42 @@ def _check_cpu(engine: str, device: str) -> None:
         )
 
 
-def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first: int) -> Trace:
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """What the integer network computes for a batch: counts by piece of the batch and layer; the rest as in `Trace`."""
+
+    counts: list[list[Tensor]]
+    predictions: Integers
+    least_synops: Integers
+    largest_counts: Integers
+
+
+def _expected(network: IntegerNetwork, current: Tensor, first: int) -> _Expected:
+    """Run the integer network on a batch."""
+    fans = [torch.from_numpy(fan) for fan in fan_outs(network.architecture)]
+    pieces, predictions, least_synops, largest_counts = [], [], [], []
+    for start in range(0, len(current), COMPARED_AT_ONCE):
+        counts = network.settled_counts(current[start : start + COMPARED_AT_ONCE], first + start)
+        pieces.append(counts)
+        predictions.append(network.logits(counts[-1]).argmax(dim=1).numpy())
+        largest_counts.append([int(layer.max()) for layer in counts])
+        synops = 0
+        for layer, fan, largest in zip(counts, fans, largest_counts[-1], strict=True):
+            # 32 bits are added up much faster.
+            wide = torch.int32 if largest * layer.shape[1] < 2**31 else torch.int64
+            synops = synops + (layer.sum(dim=1, dtype=wide) * fan).sum(dim=(1, 2)).numpy()
+        least_synops.append(synops)
+    return _Expected(pieces, np.concatenate(predictions), np.concatenate(least_synops), np.max(largest_counts, axis=0))
+
+
+def _trace(network: IntegerNetwork, expected: _Expected, recording: Recording, first: int) -> Trace:
     """Sum up the recording of a batch and compare it with the integer network."""
     comparison = _Comparison(first)
-    integer_predictions, largest_counts = [], []
-    for start in range(0, len(current), COMPARED_AT_ONCE):
-        some = slice(start, start + COMPARED_AT_ONCE)
-        expected = network.settled_counts(current[some], first + start)
-        comparison.add([counts[some] for counts in recording.net_spikes], expected, recording.settled_step[some], start)
-        integer_predictions.append(network.logits(expected[-1]).argmax(dim=1).numpy())
-        largest_counts.append([int(counts.max()) for counts in expected])
+    start = 0
+    for counts in expected.counts:
+        some = slice(start, start + len(counts[0]))
+        comparison.add([net[some] for net in recording.net_spikes], counts, recording.settled_step[some], start)
+        start = some.stop
     positive, negative, synops = (
         values.cumsum(axis=0) for values in (recording.positive, recording.negative, recording.synops)
     )
@@ -182,8 +230,9 @@ def _trace(network: IntegerNetwork, current: Tensor, recording: Recording, first
         layer_settled=recording.settled.sum(axis=2, dtype=np.int64),
         settled_step=recording.settled_step,
         final_predictions=network.logits(recording.net_spikes[-1]).argmax(dim=1).numpy(),
-        integer_predictions=np.concatenate(integer_predictions),
-        largest_counts=np.max(largest_counts, axis=0),
+        integer_predictions=expected.predictions,
+        least_synops=expected.least_synops,
+        largest_counts=expected.largest_counts,
         mismatching_images=comparison.mismatching,
         first_mismatch=comparison.first_mismatch,
     )

@@ -74,6 +74,8 @@ class Trace:
             not settled by the settling limit. int64 [N].
         final_predictions: class once settled, or at the settling limit, int64 [N].
         integer_predictions: class given by the integer network, int64 [N].
+        least_synops: synaptic operations if every neuron fired its net count and no more: no schedule takes fewer.
+            int64 [N].
         largest_counts: largest net count of any neuron of each layer in the integer network, int64 [L].
         mismatching_images: settled images with a net count that is not the integer network's.
         first_mismatch: the first neuron of the first of them, if any.
@@ -90,6 +92,7 @@ class Trace:
     settled_step: Integers
     final_predictions: Integers
     integer_predictions: Integers
+    least_synops: Integers
     largest_counts: Integers
     mismatching_images: int
     first_mismatch: Mismatch | None
@@ -117,10 +120,11 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
     def parts(name: str) -> list[Integers]:
         return [getattr(trace, name) for trace in traces]
 
-    by_image = "predictions positive_spikes negative_spikes synops settled_step final_predictions integer_predictions"
+    by_image = ["predictions", "positive_spikes", "negative_spikes", "synops", "settled_step", "final_predictions"]
+    by_image += ["integer_predictions", "least_synops"]
     by_layer = "layer_positive layer_negative layer_synops layer_settled"
     return Trace(
-        **{name: np.concatenate(parts(name), axis=-1) for name in by_image.split()},
+        **{name: np.concatenate(parts(name), axis=-1) for name in by_image},
         **{name: np.sum(parts(name), axis=0) for name in by_layer.split()},
         largest_counts=np.max(parts("largest_counts"), axis=0),
         mismatching_images=sum(trace.mismatching_images for trace in traces),

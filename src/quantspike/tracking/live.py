@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from quantspike.errors import QuantspikeError
+from quantspike.params import Setting
 from quantspike.tracking.store import KEY, LIVE, Point, errors_explained, log, open_experiment, shown_uri
 from quantspike.tracking.view import view_tags
 
@@ -37,7 +38,7 @@ class LiveRun:
         key: str,
         name: str,
         tags: Mapping[str, str],
-        params: Mapping[str, str | int | float],
+        params: Mapping[str, Setting],
         *,
         fresh: bool,
         tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantspike.errors import QuantspikeError
 from quantspike.files import file_sha256
+from quantspike.params import Setting
 from quantspike.tracking.models import TrackedModel, keep_model, update_registry
 from quantspike.tracking.store import KEY, errors_explained, locked, log, one_line, open_experiment
 
@@ -48,7 +49,7 @@ class TrackedRun:
 
     name: str
     key: str
-    params: Mapping[str, str | int | float]
+    params: Mapping[str, Setting]
     tags: Mapping[str, str]
     description: str
     curves: Mapping[str, Sequence[tuple[int, float]]]

@@ -60,7 +60,7 @@ def draw(n: int, image_size: int, crop: int, recipe: Recipe, generator: torch.Ge
     margin = image_size - crop
     low, high = max(margin // 2 - recipe.shift, 0), min(margin // 2 + recipe.shift, margin)
     corners = torch.randint(low, high + 1, (2, n), generator=generator, device=device)
-    flips = uniform(0.0, 1.0) < (0.5 if recipe.flip else 0.0)
+    flips = uniform(0.0, 1.0) < (0.5 if recipe.flip == "random" else 0.0)
     brightness = uniform(-recipe.brightness, recipe.brightness)
     contrast = uniform(1 - recipe.contrast, 1 + recipe.contrast)
     return Draws(corners[0], corners[1], flips, brightness, contrast)

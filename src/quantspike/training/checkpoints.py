@@ -55,12 +55,14 @@ def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: Optimizer, pro
     Tensors: `network.<name>` as in the state dict, and `optimizer.<moment>.<parameter>`.
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    header = _identity(network.architecture, network.k) | {"provenance": json.dumps(provenance, sort_keys=True)}
+    header = _identity(network.architecture, network.k)
+    header |= {"clip": network.clip, "weight_bits": network.weight_bits}
+    header |= {"provenance": json.dumps(provenance, sort_keys=True)}
     save_tensors(path, FORMAT, VERSION, header, tensors | optimizer.tensors())
 
 
 def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Checkpoint:
-    """Read a network and check that it is the expected one.
+    """Read a network and check that it is the expected one; its clip and whether it is integer-aware are read.
 
     Args:
         path: file written by `save_checkpoint`.
@@ -77,7 +79,7 @@ def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Che
             raise QuantspikeError(
                 f"{path} holds a network with {name} = {header.get(name)}, expected {expected}: run dvc repro"
             )
-    network = QuantizedCNN(architecture, k)
+    network = QuantizedCNN(architecture, k, header["clip"], header["weight_bits"])
     state = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
     try:
         network.load_state_dict(state)

@@ -94,23 +94,17 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def evaluate(network: QuantizedCNN, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
-    """Return class scores of all test images, and the report for evaluate.json.
+def evaluation_report(network: QuantizedCNN, dataset: Dataset, scores: Tensor) -> dict[str, Any]:
+    """Return the report for evaluate.json; the accuracy lies between 0 and 1, multiply-accumulates are per image.
 
     Args:
-        network: on the device that it is to run on.
-        dataset: its test images are used.
-
-    Returns:
-        float32 [N, classes] on the CPU, and the report; the accuracy lies between 0 and 1, the
-        multiply-accumulates are per image.
+        network: the trained network.
+        dataset: its test images were used.
+        scores: float [N, classes] of all test images.
     """
-    device = network.classifier.weight.device
-    images = torch.from_numpy(dataset.test_images).to(device)
-    scores = predict(network, images, network.architecture.image_size).cpu()
     labels = torch.from_numpy(dataset.test_labels)
     correct = int((scores.argmax(1) == labels).sum())
-    report = {
+    return {
         "images": len(labels),
         "correct": correct,
         "accuracy": correct / len(labels),
@@ -120,16 +114,15 @@ def evaluate(network: QuantizedCNN, dataset: Dataset) -> tuple[Tensor, dict[str,
         "weights": network.weights,
         "data": dataset.fingerprint,
     }
-    return scores, report
 
 
 def save_scores(path: Path, scores: Tensor) -> None:
-    """Write class scores, float32 [N, classes], atomically."""
+    """Write class scores, float [N, classes], atomically."""
     save_tensors(path, FORMAT, VERSION, {}, {"scores": scores})
 
 
 def load_scores(path: Path, images: int) -> Tensor:
-    """Read class scores, float32 [N, classes].
+    """Read class scores, float [N, classes].
 
     Args:
         path: the file.

@@ -8,7 +8,7 @@ stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from quantspike.distributed import Group
 from quantspike.errors import QuantspikeError
+from quantspike.networks.architecture import fan_outs
 from quantspike.networks.cnn import QuantizedCNN
 from quantspike.params import Recipe
 from quantspike.training.augmentation import Draws, augment, draw
@@ -90,24 +91,31 @@ class Objective(nn.Module):
         super().__init__()
         self.network = network
         self.settings = settings
+        fans, layers = fan_outs(network.architecture), network.architecture.layers
+        synapses = sum(int(fan.sum()) * layer.out_channels for fan, layer in zip(fans, layers, strict=True))
+        self._shares = [torch.from_numpy(fan / synapses).float() for fan in fans]
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            scores, spikes = self._scores(images)
+            scores, synops = self._scores(images)
         smoothing = self.settings.recipe.label_smoothing
         loss = functional.cross_entropy(scores.float(), labels, reduction="sum", label_smoothing=smoothing)
-        if self.settings.recipe.activation_penalty:
-            loss = loss + self.settings.recipe.activation_penalty * spikes / self.network.architecture.neurons
+        loss = loss + self.settings.recipe.activation_penalty * synops
         return loss, (scores.detach().argmax(1) == labels).sum()
 
     def _scores(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return class scores, and the spikes that all activations stand for if these are penalized."""
-        if not self.settings.recipe.activation_penalty:
-            return self.network(images), 0.0
-        activations = list(self.network.activations(images))
-        per_unit = 1.0 if self.network.k == "fp32" else 2.0**self.network.k
-        spikes = torch.stack([layer.sum(dtype=torch.float32) for layer in activations]).sum() * per_unit
-        return self.network.classify(activations[-1]), spikes
+        """Return class scores and, if they are penalized, the synaptic operations as a share of the synapses."""
+        network = self.network
+        if not self.settings.recipe.activation_penalty or network.k == "fp32":
+            return network(images), 0.0
+        activations = list(network.activations(images))
+        # Activations of an integer-aware network are counts already.
+        per_unit = 2.0**network.k if network.weight_bits is None else 1.0
+        synops = [
+            (layer.sum(dim=(0, 1), dtype=torch.float32) * share.to(images.device)).sum() * per_unit
+            for layer, share in zip(activations, self._shares, strict=True)
+        ]
+        return network.classify(activations[-1]), torch.stack(synops).sum()
 
 
 class Training:
@@ -281,7 +289,13 @@ class Training:
         generator = epoch_generator(self.settings.seed, self.settings.phase, self.epoch, self.device)
         count, size = len(self._training), self._training.images.shape[2]
         order = torch.randperm(count, generator=generator, device=self.device)
-        return order, draw(count, size, self.settings.crop, self.settings.recipe, generator)
+        draws = draw(count, size, self.settings.crop, self.settings.recipe, generator)
+        if self.settings.recipe.flip == "alternating":
+            # One choice per image and phase, from the stream of an epoch that is never trained.
+            fixed = epoch_generator(self.settings.seed, self.settings.phase, 0, self.device)
+            first = torch.rand(count, generator=fixed, device=self.device) < 0.5
+            draws = replace(draws, flips=first[order] ^ (self.epoch % 2 == 0))
+        return order, draws
 
     def _measure(self, split: Split) -> float:
         """Return the accuracy over images shared between the processes."""

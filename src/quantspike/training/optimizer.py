@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from quantspike.errors import QuantspikeError
+from quantspike.networks.cnn import QuantizedCNN
 from quantspike.params import OptimizerName
 
 _ADAM_SHARE = 0.05
 """Learning rate of AdamW next to Muon, as a share of Muon's."""
 
 
-def make_muon(weights: list[Tensor]) -> torch.optim.Muon:
+def make_muon(weights: Sequence[Tensor], *, scaled: bool = True) -> torch.optim.Muon:
     """Return Muon for the weights of convolutions that batch normalization follows (K. Jordan, 2024).
 
     With W a weight as a matrix of one row per output channel, G its gradient, B the momentum and r the learning rate:
@@ -23,10 +24,11 @@ def make_muon(weights: list[Tensor]) -> torch.optim.Muon:
         W <- W sqrt(rows) / |W|      B <- 0.6 B + G      W <- W - r max(1, sqrt(rows / columns)) orthogonal(G + 0.6 B)
 
     where `orthogonal` brings all singular values close to 1, by three Newton-Schulz steps in bf16. The norm of W is
-    free, since batch normalization takes it out again.
+    free while batch normalization takes it out again.
 
     Args:
         weights: float [out, in, height, width], in channels-last order.
+        scaled: whether the norm of W is set; not where batch normalization does not take it out.
     """
     matrices = [nn.Parameter(_matrix(weight.detach())) for weight in weights]  # they share the weights' memory
     muon = torch.optim.Muon(matrices, momentum=0.6, nesterov=True, weight_decay=0, ns_steps=3)
@@ -35,8 +37,9 @@ def make_muon(weights: list[Tensor]) -> torch.optim.Muon:
         for weight, matrix in zip(weights, matrices, strict=True):
             assert weight.grad is not None
             matrix.grad = _matrix(weight.grad)
-            with torch.no_grad():
-                matrix.mul_(math.sqrt(len(matrix)) / matrix.norm())
+            if scaled:
+                with torch.no_grad():
+                    matrix.mul_(math.sqrt(len(matrix)) / matrix.norm())
 
     muon.register_step_pre_hook(prepare)
     return muon
@@ -56,7 +59,7 @@ class Optimizer:
     weight decay and a twentieth of the learning rate (after K. Jordan's cifar10-airbench, 2024).
     """
 
-    def __init__(self, network: nn.Module, kind: OptimizerName) -> None:
+    def __init__(self, network: QuantizedCNN, kind: OptimizerName) -> None:
         """Prepare the first step.
 
         Args:
@@ -70,7 +73,8 @@ class Optimizer:
         else:
             others = [value for value in named.values() if value.ndim != 4]
             adam = torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0, fused=True)
-            self._shares = {make_muon([value for value in named.values() if value.ndim == 4]): 1.0, adam: _ADAM_SHARE}
+            weights = [value for value in named.values() if value.ndim == 4]
+            self._shares = {make_muon(weights, scaled=network.weight_bits is None): 1.0, adam: _ADAM_SHARE}
         names = {value.data_ptr(): name for name, value in named.items()}
         # Muon's matrices share the memory of the weights, and with it the name.
         self._trained = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quantspike.data.dataset import load_dataset
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import architecture_of
+from quantspike.params import Setting
 from quantspike.paths import Run, plots_folder
 from quantspike.reporting.palette import color_of
 from quantspike.reporting.results import RunResult, SpikingResult, result_files
@@ -79,13 +80,14 @@ def run_tags(run: Run) -> dict[str, str]:
     }
 
 
-def run_settings(run: Run) -> dict[str, str | int | float]:
+def run_settings(run: Run) -> dict[str, Setting]:
     """Return what the results of a run depend on, under dotted names such as `train.epochs`."""
     settings = run.settings
     spiking = {
         "convert.weight_bits": settings.convert.weight_bits,
         "simulate.steps": settings.simulate.steps,
         "simulate.settle_limit": settings.simulate.settle_limit,
+        "simulate.layer_delay": settings.simulate.layer_delay[0],
     }
     return {
         **{"profile": run.profile, "model": run.model, "k": run.k, "seed": run.seed, "layers": run.layers},
@@ -165,7 +167,9 @@ def _finals(result: RunResult) -> dict[str, float]:
         finals |= {"ann_agreement": snn.ann_agreement, "differing_predictions": snn.differing_predictions}
         finals |= {"stable_step": snn.stable_step, "settled_step": snn.settled_step, "unsettled": snn.unsettled}
         finals |= {"positive_spikes": snn.positive_spikes, "negative_spikes": snn.negative_spikes}
-        finals |= {"synops": snn.synops}
+        finals |= {"synops": snn.synops, "least_synops": snn.least_synops}
+        for delay, (settled_step, synops) in list(result.cost_by_delay.items())[1:]:
+            finals |= {f"settled_step_D{delay}": settled_step, f"synops_D{delay}": synops}
     return {f"final/{name}": _readable(value) for name, value in finals.items() if value is not None}
 
 

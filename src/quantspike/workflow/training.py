@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 
+from quantspike.conversion.convert import convert
+from quantspike.conversion.integer import class_scores
 from quantspike.data.dataset import Dataset, load_dataset
 from quantspike.distributed import process_group, resolve_device
 from quantspike.errors import QuantspikeError
 from quantspike.files import absent, file_sha256, write_csv, write_json
 from quantspike.networks.architecture import architecture_of
 from quantspike.networks.cnn import new_network, with_precision
-from quantspike.params import Phase, TrainingStage
+from quantspike.params import Phase, Setting, TrainingStage
 from quantspike.paths import Run
 from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_optimizer, save_checkpoint
-from quantspike.training.evaluation import evaluate, hold_out, save_scores, splits
+from quantspike.training.evaluation import evaluation_report, hold_out, predict, save_scores, splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training, use_bf16
 from quantspike.training.optimizer import Optimizer
 from quantspike.workflow.callbacks import Progress, SaveState, live_tracking
@@ -53,10 +55,10 @@ def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
         start, kind = _load_start(run, stage, dataset), run.settings.recipe.optimizer
         if start is None:
             architecture = architecture_of(run, dataset.channels, dataset.classes)
-            network = new_network(architecture, run.k, run.seed).to(own_device)
+            network = new_network(architecture, run.k, run.seed, run.settings.recipe.clip).to(own_device)
             optimizer = Optimizer(network, kind)
         else:
-            network = with_precision(start.network, run.k).to(own_device)
+            network = with_precision(start.network, run.k, _weight_bits(run, stage)).to(own_device)
             optimizer = resume_optimizer(start, network, kind)
         images, test = splits(dataset, own_device)
         images, validation = hold_out(images, run.settings.recipe.validation, run.seed)
@@ -120,7 +122,14 @@ def evaluate_run(run: Run, device: str, stage: str) -> dict[str, Any]:
     """
     dataset = load_dataset(run.dataset)
     checkpoint = load_checkpoint(run.network, architecture_of(run, dataset.channels, dataset.classes), run.k)
-    scores, report = evaluate(checkpoint.network.to(resolve_device(device)), dataset)
+    network, images = checkpoint.network, torch.from_numpy(dataset.test_images)
+    if network.weight_bits is None:
+        own_device = resolve_device(device)
+        scores = predict(network.to(own_device), images.to(own_device), run.settings.data.crop).cpu()
+    else:
+        # Trained as integers, so it is measured as integers, where nothing is rounded.
+        scores = class_scores(convert(network, network.weight_bits), images)
+    report = evaluation_report(network, dataset, scores)
     if run.k != "fp32":
         save_scores(run.scores, scores)
     report |= {"provenance": checkpoint.provenance}
@@ -176,6 +185,12 @@ def _settings(run: Run, index: int, phase: Phase, device: torch.device) -> Setti
     )
 
 
+def _weight_bits(run: Run, stage: TrainingStage) -> int | None:
+    """Return the width of the weights that a stage trains for, None if it is not integer-aware."""
+    aware = stage == "finetune" and run.settings.finetune.integer_aware
+    return run.settings.convert.weight_bits if aware else None
+
+
 def _start_file(run: Run, stage: TrainingStage) -> Path | None:
     """Return the network that a stage starts from, None for initial weights."""
     if stage == "finetune":
@@ -203,7 +218,7 @@ def _load_start(run: Run, stage: TrainingStage, dataset: Dataset) -> Checkpoint 
     return checkpoint
 
 
-def _depends_on(run: Run, stage: TrainingStage, dataset: Dataset) -> dict[str, str | int | float | bool]:
+def _depends_on(run: Run, stage: TrainingStage, dataset: Dataset) -> dict[str, Setting]:
     """Return the settings that a network depends on after a stage, and the hash of the images."""
     sha256: str = dataset.fingerprint["sha256"]
     return run.settings.training_settings(stage) | {"seed": run.seed, "data.sha256": sha256}

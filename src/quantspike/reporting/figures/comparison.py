@@ -112,8 +112,10 @@ def compare_results(results: Sequence[RunResult], prices: Energy) -> Comparison:
         raise QuantspikeError("figures need the baseline and at least one k: only one of them has results")
     evaluation = baseline[0].evaluation
     precisions = dict.fromkeys(result.conversion.k for result in spiking)
+    delay = spiking[0].simulation.layer_delay
     return Comparison(
-        title=f"{baseline[0].run.model} on {evaluation.data.name}, {evaluation.images:,} test images",
+        title=f"{baseline[0].run.model} on {evaluation.data.name}, {evaluation.images:,} test images"
+        + (f", layer delay {delay}" if delay else ""),
         series=[_of_results(k, [result for result in spiking if result.conversion.k == k]) for k in precisions],
         baseline=baseline,
         published=baseline[0].published,
