@@ -11,7 +11,7 @@ from quantspike.conversion.convert import convert
 from quantspike.data.preparation import center_crop, standardize_exactly
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
-from quantspike.networks.grids import counts, counts_through, round_through
+from quantspike.networks.grids import count_, counts, round_through
 
 ARCHITECTURE = Architecture.parse("8C3-P2-12C3-P2-16-10", image_size=8, image_channels=3, classes=5)
 
@@ -45,17 +45,19 @@ def test_counts_round_to_the_nearest_with_ties_upward_and_end_at_the_largest(
         given, theta = torch.tensor([membrane], dtype=dtype), torch.tensor([10], dtype=dtype)
         assert [counts(given, theta, largest).item() for largest in (None, 2)] == [unbounded, clipped]
         assert given.item() == membrane
+        assert count_(given, theta, 2) is given
+        assert given.item() == clipped
 
 
 def test_the_gradient_of_a_count_is_one_over_theta_where_it_is_not_clamped() -> None:
     # theta = 10, h = 5, M = 2: inside is 0 < U + 5 < 30.
     membrane = torch.tensor([-6.0, -5.0, -4.0, 3.0, 24.0, 25.0, 99.0], requires_grad=True)
     theta = torch.full((7,), 10.0)
-    counts_through(membrane, theta, 2).sum().backward()
+    counts(membrane, theta, 2).sum().backward()
     assert membrane.grad is not None
     assert membrane.grad.tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.1, 0, 0])
     membrane.grad = None
-    counts_through(membrane, theta, None).sum().backward()
+    counts(membrane, theta, None).sum().backward()
     assert membrane.grad.tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.1, 0.1, 0.1])
 
 

@@ -151,6 +151,13 @@ def test_with_a_delay_of_the_largest_count_every_neuron_fires_exactly_its_count(
         assert trace.synops[-1].tolist() == trace.least_synops.tolist()
 
 
+def test_the_least_synops_are_exact_beyond_32_bits() -> None:
+    # Eight counts of (2^30 - 2 + 1) / 2, rounded down: 8 (2^29 - 1) = 2^32 - 8 synapses to the neuron behind them.
+    network = integer_network("8C1-1", [([1] * 8, [0] * 8, [2] * 8), ([0] * 8, [0], [2])], [[1]])
+    expected = run_module._expected(network, torch.full((1, 8, 1, 1), 2**30 - 2), 0)
+    assert expected.least_synops.tolist() == [2**32 - 8]
+
+
 @pytest.mark.parametrize(("delays", "refused"), [([4], False), ([0, 5, 1], True), ([20], True)])
 def test_a_delay_with_which_the_last_layer_never_fires_is_refused(
     network: IntegerNetwork, delays: list[int], refused: bool

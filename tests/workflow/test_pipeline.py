@@ -71,7 +71,9 @@ def test_a_change_runs_what_it_concerns_and_going_back_restores_the_rest(project
     assert repro(project, [0, 3]) == {*stages_of(3), plot, *ALWAYS}  # a new k runs alone
     before = results(project)
 
-    assert repro(project, [0], weight_bits=8) == {"convert@tiny-small-0-0", "simulate@tiny-small-0-0", plot, *ALWAYS}
+    # The last state of fine-tuning gives the same network back, so `evaluate` has nothing to do.
+    changed = {f"{stage}@tiny-small-0-0" for stage in ("finetune", "convert", "simulate")}
+    assert repro(project, [0], weight_bits=8) == {*changed, plot, *ALWAYS}
     assert results(project) != before
 
     # Back to the params before: DVC's run cache restores every result and every plot, a deleted one too. Another device

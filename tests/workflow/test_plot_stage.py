@@ -45,7 +45,7 @@ def test_it_writes_every_figure_twice_and_their_sources(drawn: Path) -> None:
     assert {path.name for path in drawn.iterdir()} == figures | {"sources.csv"}
     # Of the baseline and of k = 1
     files = pd.read_csv(drawn / "sources.csv").groupby("run").size()
-    assert files.to_dict() == {"paper-cnn1-fp32-0": 2, "paper-cnn1-1-0": 8}
+    assert files.to_dict() == {"paper-cnn1-fp32-0": 2, "paper-cnn1-1-0": 9}
 
 
 def test_the_same_results_give_the_same_bytes_whatever_the_caller_has_set(drawn: Path, tmp_path: Path) -> None:

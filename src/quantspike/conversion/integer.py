@@ -20,7 +20,7 @@ from quantspike.errors import QuantspikeError
 from quantspike.files import Header, damaged, load_tensors, save_tensors
 from quantspike.networks.architecture import Architecture, Layer
 from quantspike.networks.cnn import largest_count
-from quantspike.networks.grids import CLASSIFIER_LIMIT, INPUT_BITS, LARGEST_THRESHOLD, counts
+from quantspike.networks.grids import CLASSIFIER_LIMIT, INPUT_BITS, LARGEST_THRESHOLD, count_
 from quantspike.params import WEIGHT_BITS
 
 FORMAT = "quantspike-integer-network"
@@ -152,7 +152,7 @@ class IntegerNetwork:
             whole = drive.int() if drive.dtype == torch.float32 else drive.long()
             membrane = whole + layer.bias[:, None, None]
             check_membrane(membrane, index, first)
-            settled.append(counts(membrane.int(), layer.threshold[:, None, None], self.largest_count))
+            settled.append(count_(membrane.int(), layer.threshold[:, None, None], self.largest_count))
         return settled
 
     def logits(self, counts: Tensor) -> Tensor:

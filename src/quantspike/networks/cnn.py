@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantspike.networks.architecture import Architecture, Layer
-from quantspike.networks.grids import INPUT_BITS, classifier_grid, counts_through, fold, round_through, to_grid
+from quantspike.networks.grids import INPUT_BITS, classifier_grid, counts, fold, round_through, to_grid
 from quantspike.params import Precision
 
 BATCH_NORM_EPS = 1e-5
@@ -139,7 +139,7 @@ class QuantizedCNN(nn.Module):
         if index == 0:
             current = round_through(current / 2.0**INPUT_BITS)
         bias, threshold = (part.to(dtype)[:, None, None] for part in (grid.bias, grid.threshold))
-        return counts_through(current + bias, threshold, largest_count(self.k, self.clip))
+        return counts(current + bias, threshold, largest_count(self.k, self.clip))
 
     @property
     def weights(self) -> int:

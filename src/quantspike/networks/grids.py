@@ -143,8 +143,8 @@ def classifier_grid(weight: Tensor) -> tuple[Tensor, int]:
     return round_through(weight.double() * 2.0**exponent), exponent
 
 
-def counts(membrane: Tensor, threshold: Tensor, largest: int | None) -> Tensor:
-    """Return n = min(floor(max(0, U + theta / 2) / theta), M), the net counts of settled neurons.
+def count_(membrane: Tensor, threshold: Tensor, largest: int | None) -> Tensor:
+    """Turn membranes into the counts of settled neurons, in place: n = min(floor(max(0, U + theta / 2) / theta), M).
 
     Args:
         membrane: U, whole numbers of any type, [N, out, H, W].
@@ -152,16 +152,15 @@ def counts(membrane: Tensor, threshold: Tensor, largest: int | None) -> Tensor:
         largest: M, or None for no clip.
 
     Returns:
-        Whole numbers of the same type and shape.
+        The same tensor.
     """
-    shifted = membrane + threshold // 2
-    return shifted.div_(threshold, rounding_mode="floor").clamp_(min=0, max=largest)
+    return membrane.add_(threshold // 2).div_(threshold, rounding_mode="floor").clamp_(min=0, max=largest)
 
 
 class _Counts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, membrane: Tensor, threshold: Tensor, largest: int | None) -> Tensor:
-        result = counts(membrane, threshold, largest)
+        result = count_(membrane.clone(), threshold, largest)
         # The count is 0 both where the gradient is 0 and just above.
         above = membrane > -(threshold // 2)
         ctx.save_for_backward(above if largest is None else above & (membrane < threshold * largest + threshold // 2))
@@ -174,7 +173,7 @@ class _Counts(torch.autograd.Function):
         return gradients[0] * inside / ctx.threshold, None, None
 
 
-def counts_through(membrane: Tensor, threshold: Tensor, largest: int | None) -> Tensor:
-    """Return `counts` with a gradient for the membrane: 1 / theta where 0 < U + h < theta (M + 1), 0 elsewhere."""
+def counts(membrane: Tensor, threshold: Tensor, largest: int | None) -> Tensor:
+    """Return the same as a new tensor, with the gradient 1 / theta where 0 < U + theta / 2 < theta (M + 1), else 0."""
     result: Tensor = _Counts.apply(membrane, threshold, largest)
     return result

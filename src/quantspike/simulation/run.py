@@ -199,12 +199,12 @@ def _expected(network: IntegerNetwork, current: Tensor, first: int) -> _Expected
         pieces.append(counts)
         predictions.append(network.logits(counts[-1]).argmax(dim=1).numpy())
         largest_counts.append([int(layer.max()) for layer in counts])
-        synops = 0
+        synops = torch.zeros(len(counts[0]), dtype=torch.int64)
         for layer, fan, largest in zip(counts, fans, largest_counts[-1], strict=True):
-            # 32 bits are added up much faster.
-            wide = torch.int32 if largest * layer.shape[1] < 2**31 else torch.int64
-            synops = synops + (layer.sum(dim=1, dtype=wide) * fan).sum(dim=(1, 2)).numpy()
-        least_synops.append(synops)
+            # Where 32 bits hold the sums, they take a small part of the time.
+            dtype = torch.int32 if largest * layer.shape[1] < 2**31 else torch.int64
+            synops += (layer.sum(dim=1, dtype=dtype) * fan).sum(dim=(1, 2))
+        least_synops.append(synops.numpy())
     return _Expected(pieces, np.concatenate(predictions), np.concatenate(least_synops), np.max(largest_counts, axis=0))
 
 
