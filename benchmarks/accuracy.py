@@ -94,7 +94,7 @@ class Trainer(Callback):
             classes=dataset.classes,
             width=options.width,
         )
-        self._network = new_network(architecture, "fp32", seed)
+        self._network = new_network(architecture, "fp32", seed, profile.recipe.clip)
         self._optimizer = Optimizer(self._network, profile.recipe.optimizer)
         self._phases, self._hours = 0, 0.0
 
@@ -107,6 +107,7 @@ class Trainer(Callback):
             seed=self._seed,
             crop=self.profile.data.crop,
             recipe=self.profile.recipe,
+            activation_penalty=0.0,
             bf16=use_bf16(self.profile.recipe.arithmetic, CPU),
         )
         self._phases, self._budget, self._start = self._phases + 1, budget, time.process_time()

@@ -113,9 +113,9 @@ class OurLoop(Callback):
                 brightness=63,
                 contrast=0.8,
                 clip=None,
-                activation_penalty=0,
                 arithmetic="auto",
             ),
+            activation_penalty=0.0,
             bf16=use_bf16("auto", device),
         )
         training, test = splits(dataset, device)

@@ -22,12 +22,11 @@ def main(run: Run, device: str) -> None:
     from quantspike.data.dataset import load_dataset
     from quantspike.distributed import process_group
     from quantspike.simulation.measures import check_proved, verdict, write_logs, write_measures
-    from quantspike.simulation.run import check_layer_delay, engine_device, simulate_shared
+    from quantspike.simulation.run import engine_device, simulate_shared
     from quantspike.training.evaluation import load_scores
 
     settings = run.settings.simulate
     network = load_integer_network(run.integer_network)
-    check_layer_delay(network.architecture, settings)
     dataset = load_dataset(run.dataset)
     ann_predictions = load_scores(run.scores, len(dataset.test_images)).argmax(1)
     with process_group() as group:

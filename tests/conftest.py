@@ -44,11 +44,10 @@ PARAMS: dict[str, Any] = {
                 "brightness": 63,
                 "contrast": 0.8,
                 "clip": None,
-                "activation_penalty": 0,
                 "arithmetic": "fp32",
             },
             "baseline": [{"epochs": 1, "learning_rate": 0.003}],
-            "train": {"start": "scratch", "epochs": 1, "learning_rate": 0.003},
+            "train": {"start": "scratch", "epochs": 1, "learning_rate": 0.003, "activation_penalty": 0},
             "finetune": {"epochs": 1, "learning_rate": 0.0003, "integer_aware": False},
             "convert": {"weight_bits": 12},
             "simulate": {

@@ -31,14 +31,14 @@ DIGITS: dict[str, Any] = {"images": data_set("digits"), "data": {"source": "digi
 
 SHORT: dict[str, Any] = {
     "baseline": [{"epochs": 6, "learning_rate": 1e-3}, {"epochs": 2, "learning_rate": 1e-4}],
-    "train": {"start": "scratch", "epochs": 6, "learning_rate": 1e-3},
+    "train": {"start": "scratch", "epochs": 6, "learning_rate": 1e-3, "activation_penalty": 0},
     "finetune": {"epochs": 2, "learning_rate": 1e-4, "integer_aware": False},
 }
 """A training of few epochs."""
 
 FROM_BASELINE: dict[str, Any] = {
     "baseline": [{"epochs": 3, "learning_rate": 1e-3}, {"epochs": 1, "learning_rate": 1e-4}],
-    "train": {"start": "baseline", "epochs": 2, "learning_rate": 1e-3},
+    "train": {"start": "baseline", "epochs": 2, "learning_rate": 1e-3, "activation_penalty": 0},
     "finetune": {"epochs": 1, "learning_rate": 1e-4, "integer_aware": True},
 }
 """A training in which every k starts from the baseline."""

@@ -31,11 +31,10 @@ PAPER: dict[str, Any] = {
         "brightness": 63,
         "contrast": 0.8,
         "clip": None,
-        "activation_penalty": 0,
         "arithmetic": "auto",
     },
     "baseline": [{"epochs": 100, "learning_rate": 1e-3}, {"epochs": 100, "learning_rate": 1e-4}],
-    "train": {"start": "scratch", "epochs": 100, "learning_rate": 1e-3},
+    "train": {"start": "scratch", "epochs": 100, "learning_rate": 1e-3, "activation_penalty": 0},
     "finetune": {"epochs": 100, "learning_rate": 1e-4, "integer_aware": False},
     "convert": {"weight_bits": 12},
     "simulate": {

@@ -51,9 +51,9 @@ SETTINGS = Settings(
         brightness=63.0,
         contrast=0.8,
         clip=None,
-        activation_penalty=0.0,
         arithmetic="fp32",
     ),
+    activation_penalty=0.0,
     bf16=False,
 )
 ONE_STEP = changed(SETTINGS, epochs=1, batch_size=35, learning_rate=1.0)

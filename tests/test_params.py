@@ -21,7 +21,6 @@ TRAINED_WITH = {
     "brightness": 63.0,
     "contrast": 0.8,
     "clip": None,
-    "activation_penalty": 0.0,
 }
 
 
@@ -55,7 +54,7 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
         "width": 1.0,
         "recipe": TRAINED_WITH | {"batch_size": 200, "arithmetic": "auto"},  # 50,000 images: 250 steps an epoch
         "baseline": phases,
-        "train": phases[0] | {"start": "scratch"},
+        "train": phases[0] | {"start": "scratch", "activation_penalty": 0},
         "finetune": phases[1] | {"integer_aware": False},
         "convert": {"weight_bits": 12},
         "simulate": {
@@ -132,11 +131,10 @@ def test_params_cannot_be_changed_once_read(write_params: Edit) -> None:
         ("profiles.tiny.data.size", "source, crop"),
         (
             "profiles.tiny.recipe.lr",
-            "optimizer, batch_size, label_smoothing, validation, shift, flip, brightness, contrast, "
-            "clip, activation_penalty, arithmetic",
+            "optimizer, batch_size, label_smoothing, validation, shift, flip, brightness, contrast, clip, arithmetic",
         ),
         ("profiles.tiny.baseline.0.start", "epochs, learning_rate"),
-        ("profiles.tiny.train.batch_size", "epochs, learning_rate, start"),
+        ("profiles.tiny.train.batch_size", "epochs, learning_rate, start, activation_penalty"),
         ("profiles.tiny.finetune.start", "epochs, learning_rate, integer_aware"),
         ("profiles.tiny.convert.bits", "weight_bits"),
         ("profiles.tiny.simulate.T", "steps, settle_limit, layer_delay, engine, batch_size, log_batch"),
@@ -215,13 +213,8 @@ ABOVE, AT_LEAST, AT_MOST = (
         ("profiles.tiny.recipe.brightness", 256, f"profiles.tiny.recipe.brightness: {AT_MOST}255 (found 256)"),
         ("profiles.tiny.recipe.contrast", 1, "recipe.contrast: Input should be less than 1 (found 1)"),
         ("profiles.tiny.recipe.clip", 0, f"profiles.tiny.recipe.clip: {ABOVE}0 (found 0)"),
-        (
-            "profiles.tiny.recipe.clip",
-            2.75,
-            "profiles.tiny.recipe.clip is 2.75, but with k = 1 activations are multiples of 0.5: set it to such a",
-        ),
         ("profiles.tiny.finetune.integer_aware", 1, "integer_aware: Input should be a valid boolean (found 1)"),
-        ("profiles.tiny.recipe.activation_penalty", -1, f"recipe.activation_penalty: {AT_LEAST}0 (found -1)"),
+        ("profiles.tiny.train.activation_penalty", -1, f"train.activation_penalty: {AT_LEAST}0 (found -1)"),
         ("profiles.tiny.recipe.arithmetic", "fp16", "arithmetic: Input should be 'auto', 'bf16' or 'fp32'"),
         ("profiles.tiny.baseline", [], "profiles.tiny.baseline: List should have at least 1 item"),
         ("profiles.tiny.baseline.0.epochs", 0, f"profiles.tiny.baseline.0.epochs: {AT_LEAST}1 (found 0)"),
@@ -318,7 +311,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 def test_the_settings_of_a_network_are_those_of_its_stages(write_params: Edit) -> None:
     profile = load_params(write_params()).profiles["tiny"]
     finetune = {"finetune.epochs": 1, "finetune.learning_rate": 0.0003, "finetune.integer_aware": False}
-    train = {"train.epochs": 1, "train.learning_rate": 0.003, "train.start": "scratch"}
+    train = {"train.epochs": 1, "train.learning_rate": 0.003, "train.start": "scratch", "train.activation_penalty": 0}
     baseline = {"baseline.0.epochs": 1, "baseline.0.learning_rate": 0.003}
     shared = {"width": 0.5, "data.crop": 8}
     shared |= {f"recipe.{name}": value for name, value in profile.recipe}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from conftest import Edit
+from quantspike.errors import QuantspikeError
 from quantspike.params import load_params
 from quantspike.paths import dataset_file, find_run, grid_runs, plots_folder
 
@@ -31,6 +34,30 @@ def test_the_grid_has_a_baseline_for_each_seed_and_the_order_of_the_params_file(
     assert [run.name for run in runs] == names
     assert {run.root for run in runs} == {tmp_path}
     assert all(run.settings.width == 0.5 for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("clip", "k", "message"),
+    [
+        (2.75, 1, "is 2.75, but with k = 1 activations are multiples of 0.5 and a clip is one of them up to 511"),
+        (0.5, 0, "is 0.5, but with k = 0 activations are multiples of 1 and a clip is one of them up to 1022"),
+        (1023, 0, "is 1023, but"),  # 2^20 x 1024 = 2^30
+        (256, 2, "is 256, but with k = 2 activations are multiples of 0.25 and a clip is one of them up to 255.5"),
+    ],
+)
+def test_a_clip_that_cannot_be_counted_in_steps_is_refused_for_every_run(
+    clip: float, k: int, message: str, write_params: Edit
+) -> None:
+    params = load_params(write_params({"profiles.tiny.recipe.clip": clip, "grid.k": [k]}))
+    with pytest.raises(QuantspikeError, match=rf"^profiles\.tiny\.recipe\.clip {message}"):
+        grid_runs(params)
+    assert find_run(params, "tiny", "small", "fp32", 0, Path()).settings.recipe.clip == clip
+
+
+def test_a_clip_of_the_largest_count_is_allowed(write_params: Edit) -> None:
+    # 2^20 x (1022 + 1) is just below 2^30.
+    params = load_params(write_params({"profiles.tiny.recipe.clip": 511, "grid.k": [1]}))
+    assert len(grid_runs(params)) == 2
 
 
 def test_no_two_runs_share_a_folder(write_params: Edit) -> None:

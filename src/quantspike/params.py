@@ -32,6 +32,9 @@ Setting = str | int | float | bool | None
 TrainingStage = Literal["baseline", "train", "finetune"]
 """The stages that train a network."""
 
+LARGEST_COUNT = 2**10 - 2
+"""The largest count that a clip may allow."""
+
 WEIGHT_BITS = range(4, 17)
 """Widths of the integer weights, sign included."""
 
@@ -60,6 +63,22 @@ def check_k(value: Any) -> int:
     if not 0 <= value <= LARGEST_K:
         raise ValueError(f"k counts binary places and lies between 0 and {LARGEST_K}, found {value}")
     return value
+
+
+def check_clip(clip: float, k: int) -> None:
+    """Check that a clip can be counted in steps of 2^-k, at most 1,022 of them.
+
+    The largest threshold is 2^20, and theta (M + 1) must stay below 2^30.
+
+    Raises:
+        ValueError: it is not a positive multiple of 2^-k, or too large.
+    """
+    count = clip * 2**k
+    if count < 1 or count % 1 or count > LARGEST_COUNT:
+        raise ValueError(
+            f"is {clip:g}, but with k = {k} activations are multiples of {0.5**k:g} and a clip is one of them up to "
+            f"{LARGEST_COUNT * 0.5**k:g}"
+        )
 
 
 def _command(text: str) -> str:
@@ -140,8 +159,6 @@ class Recipe(Section):
         brightness: the offset is uniform from minus to plus this, in grey levels.
         contrast: the factor is uniform from 1 minus to 1 plus this.
         clip: the largest activation, a multiple of 2^-k for every k of the grid; null for none.
-        activation_penalty: added to the loss of quantized networks for each synaptic operation, as a share of the
-            network's synapses.
         arithmetic: of convolutions and classifier: `fp32`, `bf16`, or `auto` for bf16 where the hardware multiplies it.
     """
 
@@ -154,7 +171,6 @@ class Recipe(Section):
     brightness: Annotated[float, BeforeValidator(_number), Field(ge=0, le=255)]
     contrast: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
     clip: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None
-    activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)]
     arithmetic: Literal["auto", "bf16", "fp32"]
 
 
@@ -166,9 +182,14 @@ class Phase(Section):
 
 
 class Train(Phase):
-    """First phase of a quantized network: from initial weights (`scratch`) or from the trained `baseline`."""
+    """First phase of a quantized network: from initial weights (`scratch`) or from the trained `baseline`.
+
+    `activation_penalty` is added to the loss of both phases for the synaptic operations that the activations stand
+    for, as a share of the network's synapses.
+    """
 
     start: Literal["baseline", "scratch"]
+    activation_penalty: Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
 class Finetune(Phase):
@@ -297,14 +318,6 @@ class Params(Section):
             for name in names:
                 if name not in known:
                     raise ValueError(f"grid.{kind} names {name!r}, but {kind}s defines only {', '.join(known)}")
-        for name in self.grid.profile:
-            clip = self.profiles[name].recipe.clip
-            for k in self.grid.k if clip is not None else ():
-                if clip * 2**k % 1:
-                    raise ValueError(
-                        f"profiles.{name}.recipe.clip is {clip}, but with k = {k} activations are multiples of "
-                        f"{0.5**k}: set it to such a multiple"
-                    )
         return self
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from quantspike.params import Params, Precision, Profile
+from quantspike.errors import QuantspikeError
+from quantspike.params import Params, Precision, Profile, check_clip
 
 
 def dataset_file(profile: str, root: Path = Path(".")) -> Path:
@@ -102,7 +103,17 @@ class Run:
 
 
 def find_run(params: Params, profile: str, model: str, k: Precision, seed: int, root: Path) -> Run:
-    """Return one run of a params file, whether or not it is in the grid."""
+    """Return one run of a params file, whether or not it is in the grid.
+
+    Raises:
+        QuantspikeError: the clip of the profile cannot be counted in steps of 2^-k.
+    """
+    clip = params.profiles[profile].recipe.clip
+    if clip is not None and k != "fp32":
+        try:
+            check_clip(clip, k)
+        except ValueError as error:
+            raise QuantspikeError(f"profiles.{profile}.recipe.clip {error}") from error
     return Run(profile, model, k, seed, params.profiles[profile], params.models[model].layers, root)
 
 

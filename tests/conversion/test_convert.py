@@ -16,7 +16,7 @@ from make_networks import LAYER_STRINGS, set_normalization
 from quantspike.conversion.convert import conversion_report, convert
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
-from quantspike.networks.cnn import QuantizedCNN, new_network
+from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
 from quantspike.networks.grids import fold, thresholds
 
 BITS = range(4, 17)
@@ -190,6 +190,17 @@ def test_a_network_is_converted_to_the_nearest_integers_and_stays_as_it_was(bits
     assert (converted.k, converted.weight_bits) == (2, bits)
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_network_trained_as_integers_of_another_width_is_refused() -> None:
+    network = with_precision(small_network(), 1, weight_bits=8)
+    assert convert(network, 8).weight_bits == 8
+    message = (
+        r"^the network was trained as integers of 8 bits, but convert\.weight_bits is 5: set it back, or train again "
+        "with dvc repro$"
+    )
+    with pytest.raises(QuantspikeError, match=message):
+        convert(network, 5)
 
 
 def exactly_convertible(text: str, size: int, k: int, bits: int, seed: int) -> QuantizedCNN:

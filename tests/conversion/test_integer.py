@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from quantspike.conversion.integer import (
     VERSION,
     IntegerNetwork,
     check_membrane,
+    class_scores,
     load_integer_network,
     save_integer_network,
 )
@@ -139,20 +141,29 @@ def test_without_a_clip_there_is_no_largest_count_and_the_limit_is_beyond_all_me
 def test_a_clip_that_is_no_positive_multiple_of_a_step_is_refused(clip: float) -> None:
     layers = [([1], [0], [4]), ([1], [0], [2])]
     assert integer_network("1C1-1", layers, [[1]], k=2, clip=0.25).largest_count == 1
-    with pytest.raises(QuantspikeError, match=rf"clip is {clip}, expected a positive multiple of 2\^-2"):
+    with pytest.raises(QuantspikeError, match=rf"^the clip is {clip:g}, but with k = 2 activations are"):
         integer_network("1C1-1", layers, [[1]], k=2, clip=clip)
 
 
-def test_a_clip_that_takes_a_threshold_to_30_bits_is_refused_with_layer_and_channel() -> None:
-    # theta (M + 1) = 2^20 x 1024 = 2^30, and just below it with M = 1022, or with theta = 2^20 - 2.
-    layers = [([1], [0], [2]), ([1, 1], [0, 0], [2**20 - 2, 2**20])]
-    network = integer_network("1C1-2", layers, [[1, 1]], k=1, clip=511)
-    assert network.limit(network.layers[1]).tolist() == [1023 * (2**20 - 2) - 1, 1023 * 2**20 - 1]
-    message = (
-        r"layer 2, channel 1: its threshold of 1048576 times 1024 reaches 2\^30; convert with a smaller clip or fewer"
-    )
-    with pytest.raises(QuantspikeError, match=message):
-        integer_network("1C1-2", layers, [[1, 1]], k=1, clip=511.5)
+def test_the_largest_clip_keeps_the_limit_of_the_largest_threshold_below_30_bits() -> None:
+    # theta (M + 1) - 1 = 2^20 x 1023 - 1 < 2^30 = 2^20 x 1024
+    network = integer_network("1C1-1", [([1], [0], [2]), ([1], [0], [2**20])], [[1]], k=1, clip=511)
+    assert network.limit(network.layers[1]).tolist() == [1023 * 2**20 - 1]
+    with pytest.raises(QuantspikeError, match=r"^the clip is 511\.5, but with k = 1 activations are"):
+        integer_network("1C1-1", [([1], [0], [2]), ([1], [0], [2])], [[1]], k=1, clip=511.5)
+
+
+def test_class_scores_are_exact_beyond_24_bits() -> None:
+    # Two logits of which fp32 would make one: counts of 2^14 times 2^11 and 2^14 times 2^11 + 1 / 2^14.
+    layers = [([1], [0], [2]), ([[1], [0]], [0, 2], [2, 2])]
+    network = integer_network("1C1-2", layers, [[2**14, 0], [2**14, 1]])
+    counts = torch.tensor([[2**13, 1]], dtype=torch.int32)[:, :, None, None]
+    assert network.logits(counts).tolist() == [[2**27, 2**27 + 1]]
+    with patch.object(IntegerNetwork, "settled_counts", return_value=[counts]):
+        scores = class_scores(network, torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
+    assert scores.dtype == torch.float64
+    assert scores.argmax(1).item() == 1
+    assert (scores * 2.0**network.classifier_exponent).tolist() == [[2**27, 2**27 + 1]]
 
 
 def test_a_sum_beyond_24_bits_is_exact() -> None:

@@ -109,7 +109,7 @@ def test_the_profile_paper_is_the_published_protocol() -> None:
         ({"recipe__brightness": 0}, "recipe.brightness 0 (63)"),
         ({"recipe__clip": 4.0}, "recipe.clip 4 (none)"),
         ({"finetune__integer_aware": True}, "finetune.integer_aware true (false)"),
-        ({"recipe__activation_penalty": 1e-3}, "recipe.activation_penalty 0.001 (0)"),
+        ({"train__activation_penalty": 1e-3}, "train.activation_penalty 0.001 (0)"),
         (
             {"baseline": [{"epochs": 6, "learning_rate": 2e-3}]},
             "baseline 6 epochs at 0.002 (100 epochs at 0.001 + 100 epochs at 0.0001)",

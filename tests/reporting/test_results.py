@@ -135,7 +135,7 @@ def test_reading_all_of_nothing_is_refused() -> None:
         ({"finetune__learning_rate": 5e-5}, "finetune.learning_rate: expected 5e-05, found 0.0001"),
         ({"recipe__flip": "none"}, "recipe.flip: expected none, found random"),
         ({"train__start": "baseline"}, "train.start: expected baseline, found scratch"),
-        ({"convert__weight_bits": 8}, "convert.weight_bits: expected 8, found 12"),
+        ({"convert__weight_bits": 8}, "weight_bits in convert.json: expected 8, found 12"),
         ({"simulate__steps": 50}, "simulate.steps: expected 50, found 100"),
         ({"simulate__layer_delay": [4, 0]}, "simulate.layer_delay: expected [4, 0], found [0]"),
         ({"simulate__layer_delay": [0, 4]}, "simulate.layer_delay: expected [0, 4], found [0]"),

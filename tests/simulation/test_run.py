@@ -27,9 +27,10 @@ from make_networks import (
 )
 from quantspike.conversion.integer import IntegerNetwork
 from quantspike.errors import QuantspikeError
+from quantspike.networks.architecture import check_layer_delay
 from quantspike.simulation import run as run_module
 from quantspike.simulation.measures import certificate, check_proved, verdict
-from quantspike.simulation.run import check_layer_delay, simulate
+from quantspike.simulation.run import simulate
 from quantspike.simulation.trace import Mismatch, Trace
 
 CPU = torch.device("cpu")
@@ -165,15 +166,15 @@ def test_a_delay_with_which_the_last_layer_never_fires_is_refused(
     # Six layers: with D = 4 the last one fires from step 5 x 4 + 1 = 21 on, with 5 from 26, with 20 from 101.
     settings = simulate_settings(21, layer_delay=delays)
     if not refused:
-        check_layer_delay(network.architecture, settings)
+        check_layer_delay(network.architecture, settings, "simulate")
         return
     longest = max(delays)
     message = (
         rf"simulate\.layer_delay holds {longest}, with which the last of 6 layers fires from step {5 * longest + 1} on"
-        rf", but simulate\.steps is 21: set it to 4 or less, or simulate\.steps to {5 * longest + 1} or more"
+        rf", but simulate\.steps is 21: set it to 4 or less, or the steps to {5 * longest + 1} or more"
     )
     with pytest.raises(QuantspikeError, match=message):
-        check_layer_delay(network.architecture, settings)
+        check_layer_delay(network.architecture, settings, "simulate")
 
 
 @pytest.fixture

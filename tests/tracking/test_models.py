@@ -21,7 +21,7 @@ from conftest import labelled, with_averages
 from quantspike.data.dataset import Dataset, build_dataset
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
-from quantspike.networks.cnn import QuantizedCNN, new_network
+from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
 from quantspike.params import Precision
 from quantspike.tracking.models import ImageClassifier, TrackedModel
 from quantspike.tracking.publish import PublishReport, TrackedRun
@@ -53,12 +53,14 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
 
 
-def make_network(k: Precision = 1, channels: int = 1, size: int = 9, crop: int = 6) -> tuple[QuantizedCNN, Dataset]:
+def make_network(
+    k: Precision = 1, channels: int = 1, size: int = 9, crop: int = 6, weight_bits: int | None = None
+) -> tuple[QuantizedCNN, Dataset]:
     """Return a network that has seen some images, and these."""
     images = labelled(80, 1, channels, size), labelled(301, 2, channels, size)
     dataset = build_dataset(*images, ("top", "middle", "bottom"), kind="images", name="rows")
     architecture = Architecture.parse("6C3-P2-9", image_size=crop, image_channels=channels, classes=3)
-    return with_averages(new_network(architecture, k, 0), dataset), dataset
+    return with_precision(with_averages(new_network(architecture, k, 0, 4.0), dataset), k, weight_bits), dataset
 
 
 # The network with the preparation of images
@@ -91,10 +93,11 @@ def test_it_is_in_evaluation_mode_and_changes_no_average() -> None:
 # What is stored
 
 
+@pytest.mark.parametrize("weight_bits", [None, 8])
 def test_a_stored_network_classifies_without_this_package_and_tells_nothing_of_the_machine(
-    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+    weight_bits: int | None, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, dataset = make_network()
+    network, dataset = make_network(weight_bits=weight_bits)
     folder = tmp_path / SOMEBODY
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     for name in ("USER", "LOGNAME", "USERNAME"):

@@ -58,9 +58,9 @@ SETTINGS = Settings(
         brightness=63.0,
         contrast=0.8,
         clip=None,
-        activation_penalty=0.0,
         arithmetic="fp32",
     ),
+    activation_penalty=0.0,
     bf16=False,
 )
 ARCHITECTURE = Architecture.parse("4C3-P2-6C3-5", image_size=4, image_channels=1, classes=3)

@@ -194,10 +194,10 @@ def test_a_stage_without_its_input_names_the_file_and_writes_nothing(stage: str,
         ("download", "data", {"source": "digits", "crop": 12}, "data.crop is 12, but the images are only 8 x 8 pixels"),
         ("download", "data", {"source": "here", "crop": 8}, "data.source 'here' does not exist. A source is one of:"),
         (
-            "simulate",
+            "download",
             "simulate.layer_delay",
             [0, 5],
-            "simulate.layer_delay holds 5, with which the last of 5 layers fires from step 21 on, but simulate.steps",
+            "profiles.tiny.simulate.layer_delay holds 5, with which the last of 5 layers fires from step 21 on, but",
         ),
         ("convert", "width", 1.0, "layers = 4C3-P2-8C3-P2-8, expected 8C3-P2-16C3-P2-16: run dvc repro"),
     ],
@@ -207,5 +207,5 @@ def test_settings_that_do_not_fit_the_files_are_named(
 ) -> None:
     folder = write_params({f"profiles.tiny.{place}": value}).parent
     shutil.copytree(project / "data", folder / "data")
-    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+    with pytest.raises(SystemExit, match=f"(?s)^error: .*{re.escape(message)}"):
         run_here(folder, stage)

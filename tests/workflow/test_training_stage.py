@@ -405,7 +405,7 @@ def test_any_change_of_params_code_or_data_starts_anew(project: Path, monkeypatc
         path.write_text(content)
     for place, value in (
         *(("width", 0.25), ("data.crop", 4), ("recipe.flip", "random"), ("recipe.batch_size", 121)),
-        *(("train.epochs", 5), ("train.learning_rate", 0.002), ("recipe.activation_penalty", 0.1)),
+        *(("train.epochs", 5), ("train.learning_rate", 0.002), ("train.activation_penalty", 0.1)),
     ):
         note_params(place, value)
     images = run_of(project).dataset

@@ -27,14 +27,20 @@ def convert(network: QuantizedCNN, weight_bits: int) -> IntegerNetwork:
         weight_bits: width of the weights, sign included, 4 to 16.
 
     Raises:
-        QuantspikeError: the network is not quantized, the width is not allowed, a value is not finite, or a
-            channel has no threshold of at least 2 or a bias beyond 31 bits; layer and channel are named.
+        QuantspikeError: the network is not quantized, the width is not allowed or another one than that it was
+            trained for, a value is not finite, or a channel has no threshold of at least 2 or a bias beyond 31 bits;
+            layer and channel are named.
     """
     k = network.k
     if k == "fp32":
         raise QuantspikeError("a full-precision network cannot be converted: its activations have no step to count in")
     if weight_bits not in WEIGHT_BITS:
         raise QuantspikeError(f"weight_bits is {weight_bits}; allowed are {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]}")
+    if network.weight_bits not in (None, weight_bits):
+        raise QuantspikeError(
+            f"the network was trained as integers of {network.weight_bits} bits, but convert.weight_bits is "
+            f"{weight_bits}: set it back, or train again with dvc repro"
+        )
     layers = []
     with torch.no_grad():
         for index, block in enumerate(network.blocks):

@@ -21,7 +21,7 @@ from quantspike.files import Header, damaged, load_tensors, save_tensors
 from quantspike.networks.architecture import Architecture, Layer
 from quantspike.networks.cnn import largest_count
 from quantspike.networks.grids import CLASSIFIER_LIMIT, INPUT_BITS, LARGEST_THRESHOLD, count_
-from quantspike.params import WEIGHT_BITS
+from quantspike.params import WEIGHT_BITS, check_clip
 
 FORMAT = "quantspike-integer-network"
 VERSION = 2
@@ -77,7 +77,7 @@ class IntegerNetwork:
         classifier_exponent: q of the classifier's grid, v = rint(2^q V).
 
     Raises:
-        QuantspikeError: the clip is no positive multiple of 2^-k, or theta (M + 1) reaches 2^30 in a channel.
+        QuantspikeError: the clip is not allowed; see `check_clip`.
     """
 
     architecture: Architecture
@@ -90,7 +90,10 @@ class IntegerNetwork:
 
     def __post_init__(self) -> None:
         if self.clip is not None:
-            _check_clip(self.k, self.clip, self.layers)
+            try:
+                check_clip(self.clip, self.k)
+            except ValueError as error:
+                raise QuantspikeError(f"the clip {error}") from error
 
     @property
     def largest_count(self) -> int | None:
@@ -187,7 +190,7 @@ def class_scores(network: IntegerNetwork, images: Tensor) -> Tensor:
         for first in range(0, len(images), _AT_ONCE):
             current = network.input_current(images[first : first + _AT_ONCE])
             logits.append(network.logits(network.settled_counts(current, first)[-1]))
-    return torch.cat(logits) * 2.0 ** -(network.classifier_exponent + network.k)
+    return torch.cat(logits).double() * 2.0 ** -(network.classifier_exponent + network.k)
 
 
 def check_membrane(membrane: Tensor, layer: int, images: Tensor | int = 0) -> None:
@@ -302,19 +305,6 @@ def _check_values(network: IntegerNetwork) -> None:
         _check_tensor(f"{name}.threshold", layer.threshold, torch.int32, channels, LARGEST_THRESHOLD)
         if bool(((layer.threshold < 2) | (layer.threshold % 2 != 0)).any()):
             raise ValueError(f"{name} holds a threshold that is not an even number from 2 to 2^20")
-
-
-def _check_clip(k: int, clip: float, layers: tuple[IntegerLayer, ...]) -> None:
-    counts = 2**k * float(clip)
-    if not (counts >= 1 and counts.is_integer()):
-        raise QuantspikeError(f"clip is {clip}, expected a positive multiple of 2^-{k}")
-    for index, layer in enumerate(layers):
-        if (too_large := layer.threshold > (MEMBRANE_LIMIT - 1) // (int(counts) + 1)).any():
-            channel = int(too_large.int().argmax())
-            raise QuantspikeError(
-                f"layer {index + 1}, channel {channel}: its threshold of {int(layer.threshold[channel])} times "
-                f"{int(counts) + 1} reaches 2^30; convert with a smaller clip or fewer weight_bits"
-            )
 
 
 def _check_tensor(name: str, values: Tensor, dtype: torch.dtype, shape: tuple[int, ...], limit: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantspike.errors import QuantspikeError
+from quantspike.params import Simulate
 from quantspike.paths import Run
 
 _CONVOLUTION = re.compile(r"([1-9]\d*)C([1-9]\d*)")
@@ -156,6 +157,21 @@ def architecture_of(run: Run, image_channels: int = 3, classes: int = 10) -> Arc
         )
     except QuantspikeError as error:
         raise QuantspikeError(f"models.{run.model}.layers with profiles.{run.profile}: {error}") from error
+
+
+def check_layer_delay(architecture: Architecture, settings: Simulate, place: str) -> None:
+    """Check that every layer may fire within T steps; `place` is that of the settings in params.yaml, for the message.
+
+    Raises:
+        QuantspikeError: a layer delay is too long for the network.
+    """
+    layers, longest = len(architecture.layers), max(settings.layer_delay)
+    if (needed := (layers - 1) * longest + 1) > settings.steps:
+        raise QuantspikeError(
+            f"{place}.layer_delay holds {longest}, with which the last of {layers} layers fires from step {needed} "
+            f"on, but {place}.steps is {settings.steps}: set it to {(settings.steps - 1) // (layers - 1)} or less, "
+            f"or the steps to {needed} or more"
+        )
 
 
 def _rescaled(token: str, channels: int) -> str:

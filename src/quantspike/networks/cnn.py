@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantspike.networks.architecture import Architecture, Layer
-from quantspike.networks.grids import INPUT_BITS, classifier_grid, counts, fold, round_through, to_grid
+from quantspike.networks.grids import INPUT_BITS, Grid, classifier_grid, counts, fold, round_through, to_grid
 from quantspike.params import Precision
 
 BATCH_NORM_EPS = 1e-5
@@ -94,6 +94,8 @@ class QuantizedCNN(nn.Module):
         self.k = k
         self.clip = clip
         self.weight_bits = weight_bits
+        self._fixed: list[Grid] = []
+        self._fixed_classifier: tuple[Tensor, int] | None = None
         self.blocks = nn.ModuleList(Block(layer, k, clip) for layer in architecture.layers)
         self.classifier = nn.Linear(architecture.layers[-1].out_channels, architecture.classes, bias=False)
         # The layout in which convolutions run fastest. It must not change once an optimizer holds the weights:
@@ -122,16 +124,29 @@ class QuantizedCNN(nn.Module):
             scores: Tensor = self.classifier(features)
             return scores
         assert self.k != "fp32"
-        weight, exponent = classifier_grid(self.classifier.weight)
+        weight, exponent = self._fixed_classifier or classifier_grid(self.classifier.weight)
         return functional.linear(features, weight.to(features.dtype)) * 2.0 ** -(exponent + self.k)
 
-    def _counts(self, values: Tensor, index: int) -> Tensor:
-        """Return the counts of a layer from those of the layer before, or from the image: [N, in, H, W] float."""
-        block, shape = self.blocks[index], self.architecture.layers[index]
+    def fix_grids(self) -> None:
+        """Compute the grids of an integer-aware network once, for weights that no longer change."""
+        with torch.no_grad():
+            self._fixed = [self._grid(index) for index in range(len(self.blocks))]
+            self._fixed_classifier = classifier_grid(self.classifier.weight)
+
+    def _grid(self, index: int) -> Grid:
+        """Return the weights, biases and thresholds of a layer in whole numbers."""
+        if self._fixed:
+            return self._fixed[index]
+        block = self.blocks[index]
         assert isinstance(block, Block)
         assert self.k != "fp32"
         assert self.weight_bits is not None
-        grid = to_grid(*fold(block.convolution.weight, block.normalization, self.k), self.weight_bits, index)
+        return to_grid(*fold(block.convolution.weight, block.normalization, self.k), self.weight_bits, index)
+
+    def _counts(self, values: Tensor, index: int) -> Tensor:
+        """Return the counts of a layer from those of the layer before, or from the image: [N, in, H, W] float."""
+        grid, shape = self._grid(index), self.architecture.layers[index]
+        assert self.k != "fp32"
         if index == 0:
             values = (values * 2.0 ** (INPUT_BITS + self.k)).round()
         dtype = values.dtype

@@ -119,7 +119,8 @@ def thresholds(largest: Tensor, limit: int, layer: int = 0) -> Tensor:
             channel = int(theta.argmin())
             raise QuantspikeError(
                 f"layer {layer + 1}, channel {channel}: its largest weight is {float(largest[channel]):.6g}, for which "
-                f"no threshold of at least 2 keeps the weights within {limit}; convert with more weight_bits"
+                f"no threshold of at least 2 keeps the weights within {limit}; set convert.weight_bits higher, "
+                "or train with a lower learning rate"
             )
     return theta
 

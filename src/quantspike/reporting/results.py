@@ -249,7 +249,7 @@ def outdated(result: RunResult) -> list[str]:
     pairs[f"neurons of {result.run.model}"] = (result.architecture.neurons, evaluation.neurons)
     if isinstance(result, SpikingResult):
         pairs["k"] = (result.run.k, result.conversion.k)
-        pairs["convert.weight_bits"] = (settings.convert.weight_bits, result.conversion.weight_bits)
+        pairs["weight_bits in convert.json"] = (settings.convert.weight_bits, result.conversion.weight_bits)
         pairs["simulate.steps"] = (settings.simulate.steps, result.simulation.steps)
         pairs["simulate.layer_delay"] = (settings.simulate.layer_delay, list(result.cost_by_delay))
         pairs["simulate.settle_limit"] = (settings.simulate.settle_limit, result.certificate.settle_limit)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from quantspike.conversion.integer import IntegerNetwork
 from quantspike.distributed import Group, resolve_device
 from quantspike.errors import QuantspikeError
-from quantspike.networks.architecture import Architecture, fan_outs
+from quantspike.networks.architecture import fan_outs
 from quantspike.params import Simulate
 from quantspike.simulation.dense import DenseEngine
 from quantspike.simulation.reference import ReferenceEngine
@@ -82,21 +82,6 @@ def new_engine(name: str, network: IntegerNetwork, device: torch.device) -> Engi
     if name == "auto" and not fits(network):
         return DenseEngine(network, device)
     return EventEngine(network)
-
-
-def check_layer_delay(architecture: Architecture, settings: Simulate) -> None:
-    """Check that every layer may fire within T steps.
-
-    Raises:
-        QuantspikeError: a layer delay is too long for the network.
-    """
-    layers, longest = len(architecture.layers), max(settings.layer_delay)
-    if (needed := (layers - 1) * longest + 1) > settings.steps:
-        raise QuantspikeError(
-            f"simulate.layer_delay holds {longest}, with which the last of {layers} layers fires from step {needed} "
-            f"on, but simulate.steps is {settings.steps}: set it to {(settings.steps - 1) // (layers - 1)} or less, "
-            f"or simulate.steps to {needed} or more"
-        )
 
 
 def simulate(

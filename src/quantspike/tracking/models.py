@@ -40,6 +40,8 @@ class ImageClassifier(nn.Module):
     def __init__(self, network: QuantizedCNN) -> None:
         super().__init__()
         self.network = network
+        if network.weight_bits is not None:
+            network.fix_grids()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

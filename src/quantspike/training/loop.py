@@ -37,6 +37,7 @@ class Settings:
     Attributes:
         phase: how many phases the network was trained for before; each has random streams of its own.
         seed: the run's seed.
+        activation_penalty: for quantized networks only.
         bf16: whether convolutions and the classifier multiply in bf16.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     seed: int
     crop: int
     recipe: Recipe
+    activation_penalty: float
     bf16: bool
 
 
@@ -100,13 +102,13 @@ class Objective(nn.Module):
             scores, synops = self._scores(images)
         smoothing = self.settings.recipe.label_smoothing
         loss = functional.cross_entropy(scores.float(), labels, reduction="sum", label_smoothing=smoothing)
-        loss = loss + self.settings.recipe.activation_penalty * synops
+        loss = loss + self.settings.activation_penalty * synops
         return loss, (scores.detach().argmax(1) == labels).sum()
 
     def _scores(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return class scores and, if they are penalized, the synaptic operations as a share of the synapses."""
         network = self.network
-        if not self.settings.recipe.activation_penalty or network.k == "fp32":
+        if not self.settings.activation_penalty or network.k == "fp32":
             return network(images), 0.0
         activations = list(network.activations(images))
         # Activations of an integer-aware network are counts already.

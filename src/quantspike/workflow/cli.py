@@ -16,7 +16,7 @@ from typing import Any
 
 from quantspike.errors import QuantspikeError
 from quantspike.files import delete_temporary_files, locked
-from quantspike.networks.architecture import architecture_of
+from quantspike.networks.architecture import architecture_of, check_layer_delay
 from quantspike.params import SEED_LIMIT, Params, Precision, check_k, load_params
 from quantspike.paths import Run, find_run, grid_runs
 
@@ -71,17 +71,17 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
 
 
 def load_checked_params(path: Path) -> Params:
-    """Read a params file and check that every network of the grid fits its images.
+    """Read a params file and check that every network of the grid fits its images, its clip and its layer delays.
 
     Raises:
-        QuantspikeError: see `load_params`; or a layer string does not parse or does not fit the crop.
+        QuantspikeError: see `load_params`, `grid_runs`, `architecture_of` and `check_layer_delay`.
     """
     params = load_params(path)
-    for run in grid_runs(params):
-        try:
-            architecture_of(run)
-        except QuantspikeError as error:
-            raise QuantspikeError(f"{path} holds a value that is not allowed:\n  {error}") from error
+    try:
+        for run in grid_runs(params):
+            check_layer_delay(architecture_of(run), run.settings.simulate, f"profiles.{run.profile}.simulate")
+    except QuantspikeError as error:
+        raise QuantspikeError(f"{path} holds a value that is not allowed:\n  {error}") from error
     return params
 
 
@@ -171,4 +171,4 @@ def _check(params: Params, values: dict[str, Any]) -> None:
     if not 0 <= values.get("seed", 0) < SEED_LIMIT:
         raise QuantspikeError(f"--seed must be 0 or more and below 2^32, found {values['seed']}")
     if "profile" in values and "model" in values:
-        architecture_of(find_run(params, values["profile"], values["model"], "fp32", 0, Path()))
+        architecture_of(find_run(params, values["profile"], values["model"], values.get("k", "fp32"), 0, Path()))

@@ -181,6 +181,7 @@ def _settings(run: Run, index: int, phase: Phase, device: torch.device) -> Setti
         seed=run.seed,
         crop=run.settings.data.crop,
         recipe=run.settings.recipe,
+        activation_penalty=run.settings.train.activation_penalty,
         bf16=use_bf16(run.settings.recipe.arithmetic, device),
     )
 
