@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class TimedOptimizer(Optimizer):
-    """Adam that says when a step is done."""
+    """Adam with a callback after each step."""
 
     def __init__(self, network: QuantizedCNN, done: Callable[[], None]) -> None:
         super().__init__(network, "adam")
