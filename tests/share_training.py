@@ -24,7 +24,7 @@ from quantspike.data.dataset import Dataset, build_dataset
 from quantspike.distributed import Group, process_group
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
-from quantspike.networks.cnn import QuantizedCNN, new_network
+from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
 from quantspike.params import Params, Recipe
 from quantspike.paths import Run, grid_runs
 from quantspike.training.evaluation import Split, splits
@@ -119,6 +119,14 @@ def two_phases(group: Group) -> dict[str, Any]:
     return {"records": second.run(), "weights": weights(second)}
 
 
+def as_integers(group: Group) -> dict[str, Any]:
+    """Train one network as integers, with a penalty on its synaptic operations."""
+    network = with_precision(small_network(frozen=False), 1, weight_bits=8)
+    settings = changed(SETTINGS, optimizer="muon", activation_penalty=0.1)
+    training = small_training(settings, group, network, optimizer=Optimizer(network, "muon"))
+    return {"records": training.run(), "weights": weights(training)}
+
+
 class Counting(Callback):
     """Notes the images of each step."""
 
@@ -203,6 +211,7 @@ def results(folder: Path, group: Group) -> dict[str, Any]:
         "frozen": gradients(True, group),
         "normalized": gradients(False, group),
         "two phases": two_phases(group),
+        "as integers": as_integers(group),
         "partial": {size: partial_batches(size, group) for size in (17, 18, 40)},
         "refused": [error_of(group, **changes) for changes in too_small],
         "diverged": error_of(group),

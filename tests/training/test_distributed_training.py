@@ -122,6 +122,20 @@ def test_all_processes_end_with_the_same_weights_averages_moments_and_records(sh
         assert other["records"] == first["records"]
 
 
+def test_trained_as_integers_they_end_with_the_same_weights_and_almost_those_of_a_single_process(
+    alone: Results, shared: list[Results]
+) -> None:
+    expected = alone["as integers"]
+    for results in shared:
+        end = results["as integers"]
+        assert same(end["weights"], shared[0]["as integers"]["weights"])
+        # Averages are fixed, so no image depends on another; but gradients are summed in another order.
+        assert end["records"][0].loss == pytest.approx(expected["records"][0].loss, rel=0.02)
+        for name, value in end["weights"].items():
+            if "running" in name:
+                assert torch.equal(value, expected["weights"][name])
+
+
 def test_recorded_accuracies_are_those_of_the_final_network_on_every_image(shared: list[Results]) -> None:
     end = shared[0]["two phases"]
     network = small_network(frozen=False)
