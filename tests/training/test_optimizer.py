@@ -61,17 +61,23 @@ def adam_by_hand(
     return value
 
 
-def test_adam_moves_weights_by_the_published_formula() -> None:
-    trained = network().double()
-    before = cloned(dict(trained.named_parameters()))
-    optimizer, random = Optimizer(trained, "adam"), torch.Generator().manual_seed(0)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in before}
+def five_steps(trained: QuantizedCNN, kind: OptimizerName) -> dict[str, list[Tensor]]:
+    """Take five steps at a learning rate of 0.02; return the gradients of each parameter."""
+    optimizer, random = Optimizer(trained, kind), torch.Generator().manual_seed(0)
+    gradients: dict[str, list[Tensor]] = {name: [] for name, _ in trained.named_parameters()}
     for _ in range(5):
         set_gradients(trained, random)
         for name, parameter in trained.named_parameters():
             assert parameter.grad is not None
             gradients[name].append(parameter.grad.clone())
         optimizer.step(0.02)
+    return gradients
+
+
+def test_adam_moves_weights_by_the_published_formula() -> None:
+    trained = network().double()
+    before = cloned(dict(trained.named_parameters()))
+    gradients = five_steps(trained, "adam")
     for name, parameter in trained.named_parameters():
         expected = adam_by_hand(before[name], gradients[name], 0.02, (0.9, 0.999))
         torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-12)
@@ -95,14 +101,7 @@ def muon_by_hand(weight: Tensor, gradients: list[Tensor], rate: float) -> Tensor
 def test_muon_moves_convolutions_by_their_gradients_orthogonalized_and_everything_else_as_adam() -> None:
     trained = network()
     before = cloned(dict(trained.named_parameters()))
-    optimizer, random = Optimizer(trained, "muon"), torch.Generator().manual_seed(0)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in before}
-    for _ in range(5):
-        set_gradients(trained, random)
-        for name, parameter in trained.named_parameters():
-            assert parameter.grad is not None
-            gradients[name].append(parameter.grad.clone())
-        optimizer.step(0.02)
+    gradients = five_steps(trained, "muon")
     for name, parameter in trained.named_parameters():
         if "convolution" in name:
             expected = muon_by_hand(before[name], gradients[name], 0.02)
