@@ -35,22 +35,68 @@ def _forget_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("largest", "dtype"),
-    [(0, torch.float32), (2**24 - 1, torch.float32), (2**24, torch.float64), (2**53 - 1, torch.float64)],
+    ("largest", "factor", "dtype"),
+    [
+        (0, 127, torch.int8),
+        (2**30 - 1, 127, torch.int8),
+        (2**30, 127, torch.float64),
+        (0, 128, torch.float32),
+        (2**24 - 1, 128, torch.float32),
+        (2**24, 128, torch.float64),
+        (2**53 - 1, 128, torch.float64),
+    ],
 )
-def test_the_narrowest_format_that_holds_the_sums_is_taken(largest: int, dtype: torch.dtype) -> None:
-    assert exact_format(LAYER, largest, CPU, "layer 2") is dtype
+def test_the_fastest_format_that_holds_the_sums_is_taken(
+    largest: int, factor: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "adds_exactly", lambda *_: True)  # whatever this machine's processor does with bytes
+    assert exact_format(LAYER, largest, factor, CPU, "layer 2") is dtype
+
+
+def test_bytes_are_multiplied_on_cpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "adds_exactly", lambda *_: True)
+    assert exact_format(LAYER, 100, 100, torch.device("cuda"), "layer 2") is torch.float32
 
 
 def test_sums_that_no_format_holds_are_refused() -> None:
     with pytest.raises(QuantspikeError, match="layer 2: sums may reach 9007199254740992, which float64 does not hold"):
-        exact_format(LAYER, 2**53, CPU, "layer 2")
+        exact_format(LAYER, 2**53, 128, CPU, "layer 2")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.token)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_this_machine_adds_exactly(shape: Layer, dtype: torch.dtype) -> None:
     assert adds_exactly(shape, CPU, dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.token)
+def test_bytes_give_the_sums_of_64_bits(shape: Layer) -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randint(-127, 128, (3, shape.in_channels, shape.in_size, shape.in_size), generator=random)
+    kernel = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
+    weight = torch.randint(-127, 128, kernel, generator=random)
+    windows = functional.pad(values, [shape.padding] * 4).unfold(2, shape.kernel, shape.stride)
+    expected = torch.einsum("ncyxij,ocij->noyx", windows.unfold(3, shape.kernel, shape.stride), weight)
+    found = torch.equal(convolve(values, weight, shape, torch.int8).long(), expected)
+    # A processor without an instruction for bytes may be wrong, but is then not trusted.
+    assert found or not adds_exactly(shape, CPU, torch.int8)
+
+
+def cut_to_16_bits(values: Tensor, weight: Tensor) -> Tensor:
+    """Simulate a processor that adds products of bytes by pairs in 16 bits, values being counted from -128 on."""
+    products = (values.long() + 128)[:, :, None] * weight.long()[None]
+    if products.shape[1] % 2:
+        products = functional.pad(products, [0, 0, 0, 1])
+    pairs = products.view(len(values), -1, 2, weight.shape[1]).sum(dim=2).clamp(-(2**15), 2**15 - 1)
+    return (pairs.sum(dim=1) - 128 * weight.long().sum(dim=0)).int()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=lambda shape: shape.token)
+def test_a_processor_that_cuts_products_of_bytes_to_16_bits_is_found_out(
+    shape: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact.torch, "_int_mm", cut_to_16_bits)
+    assert exact_format(shape, 100, 100, CPU, "layer 2") is torch.float32
 
 
 def cut_to(bits: int, values: Tensor) -> Tensor:
@@ -92,13 +138,13 @@ def test_where_fp32_rounds_float64_is_taken(
     library: Callable[..., Tensor], shape: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exact.functional, "conv2d", library)
-    assert exact_format(shape, 100, CPU, "layer 2") is torch.float64
+    assert exact_format(shape, 100, 128, CPU, "layer 2") is torch.float64
 
 
 def test_where_everything_rounds_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "adds_exactly", lambda *_: False)
     with pytest.raises(QuantspikeError, match="layer 2: torch's convolutions on cpu round whole numbers"):
-        exact_format(LAYER, 100, CPU, "layer 2")
+        exact_format(LAYER, 100, 128, CPU, "layer 2")
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

@@ -181,6 +181,15 @@ def test_sums_of_the_largest_weights_do_not_overflow_16_bits(largest: int, outpu
     assert_same(recording, ReferenceEngine(network).run(currents([1, 5]), 40, LIMIT))
 
 
+@pytest.mark.parametrize("largest", [127, 128])
+def test_sums_of_hundreds_of_weights_of_8_and_of_16_bits_do_not_overflow_16_bits(largest: int) -> None:
+    # 600 neurons fire once, at the first step: U = 600 m, theta = 2 m, so n = floor((600 m + m) / 2 m) = 300.
+    encoder = ([1] * 600, [1] * 600, [2] * 600)
+    network = integer_network("600C1-1", [encoder, ([largest] * 600, [0], [2 * largest])], [[1], [2]])
+    engine = EventEngine(network, threads=1)
+    assert engine.run(currents([0]), 10, LIMIT).net_spikes[1].item() == 300
+
+
 def many_to_one(last: int, bias: int = 0, sign: int = 1) -> IntegerNetwork:
     """Return 32769 weights of 32767 and one more, all from neurons that fire once, at the first step."""
     weights = [sign * 32_767] * 32_769 + [sign * last]

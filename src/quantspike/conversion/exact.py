@@ -1,9 +1,11 @@
-"""Convolutions of whole numbers in floating point, where no sum is ever rounded.
+"""Convolutions of whole numbers by fast library code, where no sum is ever rounded.
 
-A format holds every whole number up to a power of two (2^24 for fp32, 2^53 for float64). If that bounds all partial
-sums, their order does not matter and the result is exact, provided that the library multiplies and adds in that
-format. Winograd and Fourier transforms and tf32 round; they are switched off where a switch exists, and each device
-is tested before it is trusted.
+A format holds every whole number up to a power of two: 2^24 for fp32, 2^53 for float64, and for products of bytes,
+which CPUs add in 32 bits, 2^30 beside a bias as large. If that bounds all partial sums, their order does not matter and
+the result is exact, provided that the library multiplies and adds in that format. Winograd and Fourier transforms and
+tf32 round, and
+products of bytes are cut to 16 bits on CPUs without an instruction for them. What rounds is switched off where a switch
+exists, and each device is tested before it is trusted.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from torch.nn import functional
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Layer
 
-LARGEST = {torch.float32: 2**24, torch.float64: 2**53}
-"""Whole numbers below this in magnitude are exact in a format."""
+LARGEST = {torch.int8: 2**30, torch.float32: 2**24, torch.float64: 2**53}
+"""Sums of whole numbers below this in magnitude are exact in a format; the fastest format comes first."""
+
+LARGEST_BYTE = 127
+"""Values and weights up to this in magnitude can be multiplied as bytes."""
 
 _POSITIONS = 20
 """Positions of the map that are compared, at least; each gives an output per channel."""
@@ -32,12 +37,13 @@ _IMAGES = 20
 """Images of a test: libraries choose other kernels for batches than for single images."""
 
 
-def exact_format(layer: Layer, largest_sum: int, device: torch.device, name: str) -> torch.dtype:
+def exact_format(layer: Layer, largest_sum: int, largest_factor: int, device: torch.device, name: str) -> torch.dtype:
     """Return the fastest format in which a layer's sums are exact on a device.
 
     Args:
         layer: sizes, stride and padding.
         largest_sum: bound on the magnitude of every partial sum.
+        largest_factor: bound on the magnitude of every value and weight.
         device: where the convolution runs.
         name: of the layer, for the message.
 
@@ -45,6 +51,8 @@ def exact_format(layer: Layer, largest_sum: int, device: torch.device, name: str
         QuantspikeError: no format holds sums as large as that, or the device's convolutions round.
     """
     wide_enough = [dtype for dtype, limit in LARGEST.items() if largest_sum < limit]
+    if device.type != "cpu" or largest_factor > LARGEST_BYTE:
+        wide_enough = [dtype for dtype in wide_enough if dtype.is_floating_point]
     if not wide_enough:
         raise QuantspikeError(
             f"{name}: sums may reach {largest_sum}, which float64 does not hold exactly; "
@@ -83,16 +91,28 @@ def convolve(values: Tensor, weight: Tensor, layer: Layer, dtype: torch.dtype) -
         dtype: the format.
 
     Returns:
-        dtype [N, out, H', W'], whole numbers.
+        Whole numbers in dtype, int32 for bytes: [N, out, H', W'].
     """
     layout = torch.channels_last
+    values, weight = values.to(dtype, memory_format=layout), weight.to(dtype, memory_format=layout)
+    if dtype == torch.int8:
+        return _convolve_bytes(values, weight, layer)
     with exact_kernels():
-        return functional.conv2d(
-            values.to(dtype, memory_format=layout),
-            weight.to(dtype, memory_format=layout),
-            stride=layer.stride,
-            padding=layer.padding,
-        )
+        return functional.conv2d(values, weight, stride=layer.stride, padding=layer.padding)
+
+
+def _convolve_bytes(values: Tensor, weight: Tensor, layer: Layer) -> Tensor:
+    """Convolve bytes as one product of matrices: int8 [N, in, H, W] -> int32 [N, out, H', W'], channels last."""
+    n, channels = values.shape[:2]
+    padded = functional.pad(values.permute(0, 2, 3, 1), [0, 0, *[layer.padding] * 4]).contiguous()
+    image, row, column, _ = padded.stride()
+    windows = padded.as_strided(
+        (n, layer.out_size, layer.out_size, layer.kernel, layer.kernel, channels),
+        (image, row * layer.stride, column * layer.stride, row, column, 1),
+    )
+    matrix = windows.reshape(n * layer.out_size**2, -1)
+    sums: Tensor = torch._int_mm(matrix, weight.permute(0, 2, 3, 1).reshape(len(weight), -1).t())
+    return sums.view(n, layer.out_size, layer.out_size, -1).permute(0, 3, 1, 2)
 
 
 @contextmanager
@@ -108,17 +128,22 @@ def exact_kernels() -> Iterator[None]:
 
 
 def _sparse_test(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return odd values of either sign, about 256 of them under a kernel, and odd weights up to 32,767."""
+    """Return odd values of either sign, about 256 of them under a kernel, and odd weights up to 32,767, or 127."""
+    bits = 8 if dtype == torch.int8 else 16
     largest = min(LARGEST[dtype] // 2**24, 2**14)
     values = _odd(_map_shape(layer), largest, random)
     values[torch.rand(values.shape, generator=random) > 256 / _inputs(layer)] = 0
-    return values, _odd(_kernel_shape(layer), 2**15, random)
+    return values, _odd(_kernel_shape(layer), 2 ** (bits - 1), random)
 
 
 def _full_test(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return positive values and weights whose sums, inside the map, reach half to all of what the format holds."""
-    weight = min(2**15 - 1, (LARGEST[dtype] - 1) // _inputs(layer))
-    value = (LARGEST[dtype] - 1) // (_inputs(layer) * weight)
+    """Return positive values and weights whose sums, inside the map, reach half to all of what the format holds.
+
+    Bytes reach half to all of the largest bytes instead.
+    """
+    factor = LARGEST_BYTE if dtype == torch.int8 else LARGEST[dtype]
+    weight = min(factor, 2**15 - 1, (LARGEST[dtype] - 1) // _inputs(layer))
+    value = min(factor, (LARGEST[dtype] - 1) // (_inputs(layer) * weight))
     return (
         torch.randint(-(-3 * value // 4), value + 1, _map_shape(layer), generator=random),
         torch.randint(-(-3 * weight // 4), weight + 1, _kernel_shape(layer), generator=random),

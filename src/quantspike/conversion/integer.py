@@ -62,6 +62,11 @@ class IntegerLayer:
         """S_o = sum_i |w_oi|, the largest change that one step of spikes can make. int64 [out]."""
         return self.weight.long().abs().sum(dim=(1, 2, 3))
 
+    @cached_property
+    def largest_weight(self) -> int:
+        """The largest |w| of all channels."""
+        return int(self.weight.abs().max())
+
 
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork:
@@ -151,8 +156,8 @@ class IntegerNetwork:
         settled: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             drive = _sums(settled[-1], layer, index) if settled else input_current
-            # 32 bits hold the sums that fp32 holds plus a bias below 2^30.
-            whole = drive.int() if drive.dtype == torch.float32 else drive.long()
+            # 32 bits hold the sums of bytes and of fp32 plus a bias below 2^30.
+            whole = drive.long() if drive.dtype in (torch.int64, torch.float64) else drive.int()
             membrane = whole + layer.bias[:, None, None]
             check_membrane(membrane, index, first)
             settled.append(count_(membrane.int(), layer.threshold[:, None, None], self.largest_count))
@@ -315,20 +320,19 @@ def _check_tensor(name: str, values: Tensor, dtype: torch.dtype, shape: tuple[in
 
 
 def _sums(values: Tensor, layer: IntegerLayer, index: int) -> Tensor:
-    """Return sum_i w_oi x_i of whole numbers, exactly: [N, in, H, W] -> fp32 or float64 [N, out, H', W']."""
-    shape = layer.shape
-    dtype = exact_format(shape, _largest_sum(values, layer), values.device, f"layer {index + 1}")
-    return convolve(values, layer.weight, shape, dtype)
+    """Return sum_i w_oi x_i of whole numbers, exactly: [N, in, H, W] -> int32, fp32 or float64 [N, out, H', W']."""
+    largest = int(values.abs().max()) if values.numel() else 0
+    factor, largest_sum = max(largest, layer.largest_weight), _largest_sum(values, layer, largest)
+    dtype = exact_format(layer.shape, largest_sum, factor, values.device, f"layer {index + 1}")
+    return convolve(values, layer.weight, layer.shape, dtype)
 
 
-def _largest_sum(values: Tensor, layer: IntegerLayer) -> int:
+def _largest_sum(values: Tensor, layer: IntegerLayer, largest: int) -> int:
     """Bound |sum_i w_oi x_i| and all its parts: S_o max |x|, or max |w| times the sum of |x| under the kernel."""
-    if values.numel() == 0:
-        return 0
-    shape, magnitudes = layer.shape, values.abs()
-    by_weights = int(layer.absolute_sums.max()) * int(magnitudes.max())
+    by_weights = int(layer.absolute_sums.max()) * largest
     if by_weights < LARGEST[torch.float32]:
         return by_weights
-    by_position = magnitudes.sum(dim=1, keepdim=True, dtype=torch.float64)
+    shape = layer.shape
+    by_position = values.abs().sum(dim=1, keepdim=True, dtype=torch.float64)
     under_kernel = functional.avg_pool2d(by_position, shape.kernel, shape.stride, shape.padding, divisor_override=1)
-    return min(by_weights, int(layer.weight.abs().max()) * int(under_kernel.max()))
+    return min(by_weights, layer.largest_weight * int(under_kernel.max()))

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from quantspike.conversion.exact import exact_format, exact_kernels
+from quantspike.conversion.exact import convolve, exact_format
 from quantspike.conversion.integer import IntegerLayer, IntegerNetwork, check_membrane
-from quantspike.networks.architecture import fan_outs
+from quantspike.networks.architecture import Layer, fan_outs
 from quantspike.simulation.neuron import NeuronParameters, NeuronState, fire
 from quantspike.simulation.trace import Recording
 
@@ -35,8 +34,7 @@ class StepCounts:
 @dataclass(frozen=True, eq=False)
 class _Layer:
     weight: Tensor
-    stride: int
-    padding: int
+    shape: Layer
     neurons: NeuronParameters
     fan_out: Tensor
 
@@ -51,8 +49,7 @@ class DenseEngine:
         self._layers = [
             _Layer(
                 layer.weight.to(device, _format(layer, index, device)).contiguous(memory_format=torch.channels_last),
-                layer.shape.stride,
-                layer.shape.padding,
+                layer.shape,
                 NeuronParameters(
                     *(_per_channel(v, device) for v in (layer.threshold, layer.half_threshold, network.limit(layer)))
                 ),
@@ -159,7 +156,8 @@ class Batch:
 
 def _format(layer: IntegerLayer, index: int, device: torch.device) -> torch.dtype:
     """Return a format that holds every partial sum of a step, at most S_o, in any order."""
-    return exact_format(layer.shape, int(layer.absolute_sums.max()), device, f"layer {index + 1}")
+    largest_sum = int(layer.absolute_sums.max())
+    return exact_format(layer.shape, largest_sum, layer.largest_weight, device, f"layer {index + 1}")
 
 
 def _keep_counts(recording: Recording, batch: Batch, chosen: Tensor, first: int) -> None:
@@ -170,10 +168,8 @@ def _keep_counts(recording: Recording, batch: Batch, chosen: Tensor, first: int)
 
 def _current(spikes: Tensor, layer: _Layer) -> Tensor:
     """Return the input of one step from spikes in {-1, 0, 1}, in an integer type wide enough to add it to membranes."""
-    with exact_kernels():
-        values = spikes.to(layer.weight.dtype)
-        sums = functional.conv2d(values, layer.weight, stride=layer.stride, padding=layer.padding)
-    return sums.int() if layer.weight.dtype == torch.float32 else sums.long()
+    sums = convolve(spikes, layer.weight, layer.shape, layer.weight.dtype)
+    return sums.long() if sums.dtype == torch.float64 else sums.int()
 
 
 def _per_channel(values: Tensor, device: torch.device) -> Tensor:

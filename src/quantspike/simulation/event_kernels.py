@@ -28,13 +28,13 @@ MEMBRANE_LIMIT = 2**30
 MARGIN = 16
 """Values beyond the end that `copy_shifted` may read and write."""
 
-_BIT, _INT16, _INT32, _INT64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_INT16, _INT32, _INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 Codegen = Callable[[Any, ir.IRBuilder, Any, list[Any]], Any]
 
 
 def _row_adder(lanes: int) -> Any:
-    weights_type, sums_type = ir.VectorType(_INT16, lanes), ir.VectorType(_INT32, lanes)
+    row_sums_type, sums_type = ir.VectorType(_INT16, lanes), ir.VectorType(_INT32, lanes)
 
     def add_rows(
         typing_context: Any,
@@ -54,7 +54,7 @@ def _row_adder(lanes: int) -> Any:
         Args:
             membrane: int32, contiguous, of any shape; `start` counts its values.
             start: index of the first neuron.
-            weights: int16 [values].
+            weights: int8 or int16 [values].
             lane: of the first neuron within a row of weights.
             rows: int32 [rows], where each row begins in `weights`.
             first: index of the first of the rows.
@@ -68,7 +68,7 @@ def _row_adder(lanes: int) -> Any:
             data = _pointer(context, builder, kinds[2], weights, lane)
             row_at = _pointer(context, builder, kinds[4], rows, _number(0))
             middle = builder.add(first, added)
-            total = _fold_rows(builder, builder.add, row_at, first, middle, data, ir.Constant(weights_type, None))
+            total = _fold_rows(builder, builder.add, row_at, first, middle, data, ir.Constant(row_sums_type, None))
             total = _fold_rows(builder, builder.sub, row_at, middle, builder.add(middle, subtracted), data, total)
             target = _vector(builder, _pointer(context, builder, kinds[0], membrane, start), sums_type)
             _store(builder, builder.add(_load(builder, target), builder.sext(total, sums_type)), target)
@@ -183,11 +183,12 @@ def _fold_rows(
     builder: ir.IRBuilder, combine: Callable[[Any, Any], Any], row_at: Any, begin: Any, end: Any, data: Any, total: Any
 ) -> Any:
     """Combine the rows from `begin` to `end` with `total`, one by one, in registers."""
-    before = builder.block
+    before, stored = builder.block, ir.VectorType(data.type.pointee, total.type.count)
     with _counting(builder, begin, end, 1) as index:
         running = builder.phi(total.type)
         offset = builder.sext(builder.load(builder.gep(row_at, [index])), _INT64)
-        combined = combine(running, _load(builder, _vector(builder, builder.gep(data, [offset]), total.type)))
+        row = _load(builder, _vector(builder, builder.gep(data, [offset]), stored))
+        combined = combine(running, row if stored == total.type else builder.sext(row, total.type))
         running.add_incoming(total, before)
         running.add_incoming(combined, builder.block)
         body = builder.block
@@ -224,7 +225,7 @@ def _vector(builder: ir.IRBuilder, pointer: Any, kind: ir.VectorType) -> Any:
 
 def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
     value = builder.load(pointer)
-    value.align = 2  # that of a single weight; processors load it as fast if it is aligned after all
+    value.align = 1  # that of a single weight; processors load it as fast if it is aligned after all
     return value
 
 
@@ -311,10 +312,10 @@ def advance_layer(
         images: int64 [n], indices of the images in the batch.
         state: of the batch, changed in place: U and N, int32 [batch, positions, channels]; channels are a multiple
             of 64.
-        layer: theta, h and the limit of U + h, as `fire` needs them; weights, int16 [values]: for each block of `width`
-            channels, row by row and column by column of the kernel, a row of `width` weights for each channel in;
-            geometry, int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding, width,
-            and the number of rows that may be summed in 16 bits.
+        layer: theta, h and the limit of U + h, as `fire` needs them; weights, int8 or int16 [values]: for each block of
+            `width` channels, row by row and column by column of the kernel, a row of `width` weights for each channel
+            in; geometry, int64 [8]: channels in, side of the map in, side of the map out, kernel, stride, padding,
+            width, and the number of rows that may be summed in 16 bits.
         waiting: number of steps, from the first, in which the layer adds up its input and fires nothing.
         spikes: input, as `list_spikes` fills it in with a scale of `width`: the spikes, their bounds and last steps.
         masks: uint64 [n, steps, positions, channels / 64, 2], filled in: the spikes, a bit each, positive ones first.

@@ -38,9 +38,10 @@ IMAGES_AT_ONCE = 8
 
 CACHE_LINE = 64
 
-INT16_LIMIT = 2**15 - 1
+INT8_LIMIT, INT16_LIMIT = 2**7 - 1, 2**15 - 1
 
 Int32Array = NDArray[np.int32]
+Weights = NDArray[np.int8] | NDArray[np.int16]
 
 
 class _OverflowError(Exception):
@@ -56,7 +57,7 @@ class _Layer:
     threshold: Int32Array
     half_threshold: Int32Array
     limit: Int32Array
-    weights: NDArray[np.int16]
+    weights: Weights
     width: int
     rows_at_once: int
     fan_out: Integers
@@ -67,7 +68,7 @@ class _Layer:
         return len(self.bias)
 
     @property
-    def arguments(self) -> tuple[Int32Array, Int32Array, Int32Array, NDArray[np.int16], tuple[int, ...]]:
+    def arguments(self) -> tuple[Int32Array, Int32Array, Int32Array, Weights, tuple[int, ...]]:
         """`layer` of `advance_layer`."""
         shape = self.shape
         sizes = (shape.in_channels, shape.in_size, shape.out_size, shape.kernel, shape.stride, shape.padding)
@@ -237,8 +238,9 @@ def _lay_out(layer: IntegerLayer, limit: Tensor, fan_out: Integers, *, encoding:
     shape = replace(layer.shape, in_channels=0) if encoding else layer.shape
     lanes = -(-shape.out_channels // LANES) * LANES
     rows = shape.in_channels * shape.kernel**2
-    width = _block_width(lanes, rows)
-    padded = np.zeros((shape.kernel, shape.kernel, shape.in_channels, lanes), np.int16)
+    dtype = np.dtype(np.int8 if layer.largest_weight <= INT8_LIMIT else np.int16)
+    width = _block_width(lanes, rows * dtype.itemsize)
+    padded = np.zeros((shape.kernel, shape.kernel, shape.in_channels, lanes), dtype)
     padded[..., : shape.out_channels] = layer.weight[:, : shape.in_channels].permute(2, 3, 1, 0).numpy()
     blocks = padded.reshape(rows, lanes // width, width).transpose(1, 0, 2)
     return _Layer(
@@ -251,16 +253,16 @@ def _lay_out(layer: IntegerLayer, limit: Tensor, fan_out: Integers, *, encoding:
         _aligned(blocks.ravel()),
         width,
         # As many rows as 16 bits hold the sum of.
-        INT16_LIMIT // max(1, int(layer.weight.abs().max())),
+        INT16_LIMIT // max(1, layer.largest_weight),
         fan_out.ravel(),
     )
 
 
-def _block_width(lanes: int, rows: int) -> int:
+def _block_width(lanes: int, column_bytes: int) -> int:
     """Return the channels of a block: as many as fit the cache, and an even number of tiles if possible."""
     step = 2 * LANES if lanes % (2 * LANES) == 0 else LANES
     widths = range(step, lanes + 1, step)
-    return max((width for width in widths if lanes % width == 0 and 2 * width * rows <= BLOCK_BYTES), default=step)
+    return max((width for width in widths if lanes % width == 0 and width * column_bytes <= BLOCK_BYTES), default=step)
 
 
 def _filled(values: Tensor, lanes: int, rest: int) -> Int32Array:
@@ -269,11 +271,11 @@ def _filled(values: Tensor, lanes: int, rest: int) -> Int32Array:
     return filled
 
 
-def _aligned(values: NDArray[np.int16]) -> NDArray[np.int16]:
+def _aligned(values: Weights) -> Weights:
     """Return a copy that starts at a cache line, so that no vector of a row straddles two."""
     buffer = np.empty(values.nbytes + CACHE_LINE, np.uint8)
     start = -buffer.ctypes.data % CACHE_LINE
-    copy = buffer[start : start + values.nbytes].view(np.int16)
+    copy = buffer[start : start + values.nbytes].view(values.dtype)
     copy[:] = values
     return copy
 
