@@ -41,8 +41,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_one(options: argparse.Namespace, batch_size: int, steps: int) -> dict[str, Any]:
     """Simulate in this process; return its peak before and after."""
-    network = load_network(options.weights)
-    images = choose_images(load_images(options.data), options.images)
+    network = load_network(options.weights, options.weight_bits)
+    images, _ = choose_images(load_images(options.data), options.images)
     before = peak_gigabytes()
     simulate(network, images, simulate_settings(steps, batch_size), CPU)
     return {

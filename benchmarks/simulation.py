@@ -2,12 +2,14 @@
 
     python benchmarks/simulation.py --json benchmark.json
     python benchmarks/simulation.py --weights trained.safetensors --data path/to/cifar-10-batches-py
+    python benchmarks/simulation.py --no-peers --clips none 4 3 2 --delays 0 1 2 4
 
-All take turns within a round, and ratios are taken within a round, so that they hold on a machine whose speed drifts;
-each round has images of its own. What is timed of this project is what its workflow does: every image runs until it is
-settled, all T steps are recorded, and all net counts are compared with the integer network's. Printed are the medians
-of all figures, and the ratios with their ranges: images per second over the other libraries', SOPs per second over the
-limit. Needs the extra `bench`.
+Each clip with each layer delay is a row: what is timed is what the stage `simulate` does, so every image runs until it
+is settled, all T steps are recorded, and all net counts are compared with the integer network's. The other libraries
+run T steps, and also only as many as they need: up to the step from which their accuracy is within 0.1 points of that
+after T. All take turns within a round, and ratios are taken within a round, so that they hold on a machine whose speed
+drifts; each round has images of its own. Ratios are images per second over the faster mode of another library, and SOPs
+per second over the limit. Needs the extra `bench`, or --no-peers.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import trange
@@ -28,19 +33,31 @@ from peers import Peer, check_installed, encode, make_peers
 from quantspike.conversion.integer import IntegerNetwork
 from quantspike.simulation.events import EventEngine
 from quantspike.simulation.run import simulate
-from quantspike.simulation.trace import Trace
+from quantspike.simulation.trace import Trace, concatenate
 from row_limit import row_additions_per_second
 from trained_networks import add_network_options, choose_images, load_images, load_network, simulate_settings
 
 BATCH_SIZE = 50
 
-Round = dict[str, float]
-"""The figures of a round by name."""
+Key = tuple[float | None, int]
+"""Clip and layer delay of a row."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row in one round: seconds per image of simulation and engine, the limit in SOPs per second, the trace."""
+
+    whole: float
+    engine: float
+    limit: float
+    trace: Trace
 
 
 def main() -> None:
     parser = new_parser(__doc__)
     add_network_options(parser, images=500)
+    parser.add_argument("--clips", nargs="+", type=clip, help="largest activations, or none (default: the network's)")
+    parser.add_argument("--delays", nargs="+", type=at_least(0), default=[0, 1], help="layer delays (default: 0 1)")
     parser.add_argument("--peer-images", type=at_least(1), default=10, help="images of a round for other libraries")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="rounds that share them (default: %(default)s)")
     parser.add_argument("--steps", type=at_least(1), default=100, help="steps T (default: %(default)s)")
@@ -51,75 +68,122 @@ def main() -> None:
     report(measure, options)
 
 
+def clip(text: str) -> float | None:
+    """Return a value of the option --clips."""
+    return None if text == "none" else float(text)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the medians over the rounds of every figure, and of the ratios within a round."""
+    """Return a row for each clip and layer delay, and one for each other library and number of steps."""
     if not options.no_peers:
         check_installed()
-    network, dataset = load_network(options.weights), load_images(options.data)
-    images = choose_images(dataset, options.images)
-    peers = {} if options.no_peers else make_peers(network)
-    warm_up(network, images[:2], peers)
-    rounds, traces = [], []
+    network, dataset = load_network(options.weights, options.weight_bits), load_images(options.data)
+    images, labels = choose_images(dataset, options.images)
+    networks = {
+        (clip, delay): replace(network, clip=clip)
+        for clip, delay in product(options.clips or [network.clip], options.delays)
+    }
+    peers = {} if options.no_peers else prepare_peers(network, images, labels, options)
+    for (_, delay), variant in networks.items():
+        time_simulation(variant, images[:2], 1, delay)  # compiles the kernels
+    timings: dict[Key, list[Timing]] = {key: [] for key in networks}
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in peers}
     for index in trange(options.rounds, desc="rounds", leave=False, disable=None):
         part = images[index :: options.rounds]
-        figures, trace = time_simulation(network, part, options.steps)
-        inputs = encode(network, part[: options.peer_images])
-        for name, peer in peers.items():
-            figures[name] = seconds(partial(peer, inputs, options.steps)) / len(inputs)
-        rounds.append(figures)
-        traces.append(trace)
+        for key, variant in networks.items():
+            timings[key].append(time_simulation(variant, part, options.steps, key[1]))
+        for name, run in peers.items():
+            times[name].append(run(part[: options.peer_images]))
+    labels = torch.cat([labels[index :: options.rounds] for index in range(options.rounds)])
     return {
         "network": {"file": options.weights.name, "layers": network.architecture.text, "k": network.k},
+        "weight_bits": network.weight_bits,
         "data": dataset.fingerprint["name"],
         "machine": machine(CPU),
         "n": {name: getattr(options, name) for name in ("images", "peer_images", "rounds", "steps")},
-        "settled": sum(int((trace.settled_step > 0).sum()) for trace in traces),
-        "mismatches": sum(trace.mismatching_images for trace in traces),
-        "medians": {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]},
-        "ratios": {name: spread([ratios(figures)[name] for figures in rounds]) for name in ratios(rounds[0])},
+        "rows": [{**describe(key, rounds, labels), **ratios(rounds, times)} for key, rounds in timings.items()],
+        "peers": [
+            {"library": name, "steps": steps, "milliseconds_per_image": 1e3 * statistics.median(seconds)}
+            for (name, steps), seconds in times.items()
+        ],
     }
 
 
-def warm_up(network: IntegerNetwork, images: Tensor, peers: dict[str, Peer]) -> None:
-    """Compile the kernels and let every library allocate what it needs."""
-    time_simulation(network, images, 1)
-    for peer in peers.values():
-        peer(encode(network, images), 2)
+def prepare_peers(
+    network: IntegerNetwork, images: Tensor, labels: Tensor, options: argparse.Namespace
+) -> dict[tuple[str, int], Callable[[Tensor], float]]:
+    """Return what times each other library, in seconds per image, for T steps and for as many as it needs."""
+    n = options.rounds * options.peer_images
+    largest = network.largest_count or int(simulate_all(network, images[:n], 1, 0).largest_counts.max())
+    peers = make_peers(network, largest)
+    scores = peers["spikingjelly multi-step"](encode(network, largest, images[:n]), options.steps)
+    enough = steps_needed((scores.argmax(dim=2) == labels[:n]).double().mean(dim=1))
 
+    def seconds_per_image(peer: Peer, steps: int, part: Tensor) -> float:
+        inputs = encode(network, largest, part)
+        return seconds(lambda: peer(inputs, steps)) / len(part)
 
-def time_simulation(network: IntegerNetwork, images: Tensor, steps: int) -> tuple[Round, Trace]:
-    """Time the whole simulation, the engine alone, and the machine's limit with the same operations."""
-    settings = simulate_settings(steps, BATCH_SIZE)
-    start = time.perf_counter()
-    trace = simulate(network, images, settings, CPU)[0]
-    whole = time.perf_counter() - start
-    engine = EventEngine(network)
-    currents = [network.input_current(part) for part in torch.split(images, BATCH_SIZE)]
-    alone = seconds(lambda: [engine.run(current, steps, settings.settle_limit) for current in currents])
-    synops, threads = trace.layer_synops[-1], torch.get_num_threads()
-    total = float(synops.sum())
-    # The last layer's spikes reach the classifier, which has no rows to add.
-    limit = row_additions_per_second(network, [int(count) // threads for count in synops[:-1]], threads)
     return {
-        "seconds_per_image": whole / len(images),
-        "engine_seconds_per_image": alone / len(images),
-        "synops_per_image": total / len(images),
-        "synops_per_second": total / whole,
-        "engine_synops_per_second": total / alone,
-        "row_additions_per_second": limit,
-    }, trace
-
-
-def ratios(figures: Round) -> dict[str, float]:
-    """Return this project over the others: images per second over the peers', SOPs per second over the limit."""
-    found = {
-        "row_addition_limit": figures["engine_synops_per_second"] / figures["row_additions_per_second"],
-        "row_addition_limit_with_proof": figures["synops_per_second"] / figures["row_additions_per_second"],
+        (name, steps): partial(seconds_per_image, peer, steps)
+        for name, peer in peers.items()
+        for steps in (options.steps, enough)
     }
-    for library in ("spikingjelly", "snntorch"):
-        if times := [figures[name] for name in figures if name.startswith(library)]:
-            found[library] = min(times) / figures["seconds_per_image"]
-    return found
+
+
+def steps_needed(accuracy: Tensor) -> int:
+    """Return the first step from which an accuracy by step, float [T], is within 0.1 points of the last one."""
+    far = (accuracy - accuracy[-1]).abs() > 0.001
+    return 1 + int(far.nonzero().max()) + 1 if bool(far.any()) else 1
+
+
+def simulate_all(network: IntegerNetwork, images: Tensor, steps: int, delay: int) -> Trace:
+    """Return the trace of images that all run until they are settled, and are compared with the integer network."""
+    settings = simulate_settings(steps, BATCH_SIZE).model_copy(update={"layer_delay": [delay]})
+    return simulate(network, images, settings, CPU)[delay]
+
+
+def time_simulation(network: IntegerNetwork, images: Tensor, steps: int, delay: int) -> Timing:
+    """Time the whole simulation, the engine alone, and the machine's limit with the same operations."""
+    start = time.perf_counter()
+    trace = simulate_all(network, images, steps, delay)
+    whole = time.perf_counter() - start
+    engine, limit = EventEngine(network), simulate_settings(steps, BATCH_SIZE).settle_limit
+    currents = [network.input_current(part) for part in torch.split(images, BATCH_SIZE)]
+    alone = seconds(lambda: [engine.run(current, steps, limit, delay) for current in currents])
+    threads = torch.get_num_threads()
+    # The last layer's spikes reach the classifier, which has no rows to add.
+    synops = [int(count) // threads for count in trace.layer_synops[-1, :-1]]
+    return Timing(whole / len(images), alone / len(images), row_additions_per_second(network, synops, threads), trace)
+
+
+def describe(key: Key, timings: Sequence[Timing], labels: Tensor) -> dict[str, Any]:
+    """Return what a row's images cost, all rounds together, and the medians of its times."""
+    trace = concatenate([timing.trace for timing in timings])
+    settled = trace.settled_step[trace.settled_step > 0]
+    return {
+        **{"clip": key[0], "layer_delay": key[1]},
+        "accuracy": float((trace.final_predictions == labels.numpy()).mean()),
+        **{"settled": len(settled), "mismatches": trace.mismatching_images},
+        "settled_step": {"last": int(settled.max(initial=0)), "median": float(np.median(settled))},
+        **{f"{sign}_spikes": float(getattr(trace, f"{sign}_spikes")[-1].mean()) for sign in ("positive", "negative")},
+        **{"synops": float(trace.synops[-1].mean()), "least_synops": float(trace.least_synops.mean())},
+        "milliseconds_per_image": 1e3 * statistics.median(timing.whole for timing in timings),
+        "engine_milliseconds_per_image": 1e3 * statistics.median(timing.engine for timing in timings),
+    }
+
+
+def ratios(timings: Sequence[Timing], times: dict[tuple[str, int], list[float]]) -> dict[str, Any]:
+    """Return a row's engine and whole simulation over the limit, and over each other library's better mode."""
+    synops = [timing.trace.synops[-1].mean() for timing in timings]
+    found = {
+        "engine_over_limit": [count / t.engine / t.limit for count, t in zip(synops, timings, strict=True)],
+        "simulation_over_limit": [count / t.whole / t.limit for count, t in zip(synops, timings, strict=True)],
+    }
+    for library, steps in sorted({(name.split()[0], steps) for name, steps in times}):
+        modes = [values for (name, count), values in times.items() if name.startswith(library) and count == steps]
+        best = [min(values) for values in zip(*modes, strict=True)]
+        found[f"over_{library}_T{steps}"] = [other / t.whole for other, t in zip(best, timings, strict=True)]
+    return {name: spread(values) for name, values in found.items()}
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -20,15 +20,14 @@ from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import BATCH_NORM_EPS, Block, QuantizedCNN
 from quantspike.params import Simulate
 
-WEIGHT_BITS = 12
-
-WEIGHTS = Path("data/paper/cnn1-1-0/convert.safetensors")
-IMAGES = "data/paper/images.safetensors"
+WEIGHTS = Path("data/fast/cnn1-1-0/convert.safetensors")
+IMAGES = "data/fast/images.safetensors"
 
 
 def add_network_options(parser: argparse.ArgumentParser, images: int) -> None:
     """Add the options that name the network, the images and how many of them are simulated."""
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a network (default: %(default)s)")
+    parser.add_argument("--weight-bits", type=int, default=8, help="of a network from elsewhere (default: %(default)s)")
     add_data_option(parser)
     parser.add_argument("--images", type=at_least(1), default=images, help="images to simulate (default: %(default)s)")
 
@@ -38,8 +37,8 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default=IMAGES, help="file or source of images (default: %(default)s)")
 
 
-def load_network(path: Path) -> IntegerNetwork:
-    """Load an integer network as `convert` writes it, or a trained network from elsewhere, converted to 12 bits.
+def load_network(path: Path, weight_bits: int = 8) -> IntegerNetwork:
+    """Load an integer network as `convert` writes it, or a trained network from elsewhere, converted to so many bits.
 
     A network from elsewhere is a safetensors file with `layers`, `k`, `crop` and `batch_norm_eps` in its header and the
     tensors `conv<i>.weight`, `bn<i>.weight`, `.bias`, `.running_mean`, `.running_var` and `classifier.weight`.
@@ -48,7 +47,7 @@ def load_network(path: Path) -> IntegerNetwork:
         QuantspikeError: the file is absent, damaged or neither, lacks a tensor, or holds values that are not finite.
     """
     if not path.is_file():
-        raise QuantspikeError(f"{path} does not exist: run dvc repro convert@paper-cnn1-1-0, or use --weights")
+        raise QuantspikeError(f"{path} does not exist: run dvc repro convert@fast-cnn1-1-0, or use --weights")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -61,7 +60,7 @@ def load_network(path: Path) -> IntegerNetwork:
         network = _trained_network(header, tensors)
     except (KeyError, ValueError, RuntimeError, QuantspikeError) as error:
         raise QuantspikeError(f"{path} is not a complete trained network: {error}") from error
-    return convert(network, WEIGHT_BITS)
+    return convert(network, weight_bits)
 
 
 def load_images(source: str) -> Dataset:
@@ -74,12 +73,15 @@ def load_images(source: str) -> Dataset:
         with tempfile.TemporaryDirectory() as folder:
             return load_source(source, downloads=Path(folder))
     if not Path(source).is_file():
-        raise QuantspikeError(f"{source} does not exist: run dvc repro download@paper, or use --data")
+        raise QuantspikeError(f"{source} does not exist: run dvc repro download@fast, or use --data")
     return load_dataset(Path(source))
 
 
-def choose_images(dataset: Dataset, n: int) -> Tensor:
-    """Return n test images at even distances, uint8 [n, C, H, W]: the first ones of a folder are all of one class.
+def choose_images(dataset: Dataset, n: int) -> tuple[Tensor, Tensor]:
+    """Return n test images at even distances, since the first ones of a folder are all of one class.
+
+    Returns:
+        Images uint8 [n, C, H, W] and labels int64 [n].
 
     Raises:
         QuantspikeError: there are fewer.
@@ -87,7 +89,8 @@ def choose_images(dataset: Dataset, n: int) -> Tensor:
     total = len(dataset.test_images)
     if n > total:
         raise QuantspikeError(f"--images is {n}, but there are only {total} test images")
-    return torch.from_numpy(dataset.test_images)[torch.arange(n) * total // n]
+    chosen = torch.arange(n) * total // n
+    return torch.from_numpy(dataset.test_images)[chosen], torch.from_numpy(dataset.test_labels)[chosen]
 
 
 def simulate_settings(steps: int, batch_size: int) -> Simulate:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from peers import encode, make_peers  # noqa: E402
 from row_limit import TILE, add_stream  # noqa: E402
+from simulation import steps_needed  # noqa: E402
 from trained_networks import choose_images, load_images, load_network  # noqa: E402
 
 LAYERS = "4C3-P2-70C3-P2-5"
@@ -74,8 +75,8 @@ def test_trained_networks_are_converted_and_integer_networks_taken_as_they_are(
 ) -> None:
     paths = [tmp_path / name for name in ("convert.safetensors", "again.safetensors")]
     save_integer_network(paths[0], convert(trained, 12))
-    for path in (write(tmp_path / "cnn.safetensors", tensors_of(trained)), paths[0]):
-        save_integer_network(paths[1], load_network(path))
+    for path, bits in ((write(tmp_path / "cnn.safetensors", tensors_of(trained)), 12), (paths[0], 8)):
+        save_integer_network(paths[1], load_network(path, bits))
         assert paths[1].read_bytes() == paths[0].read_bytes()
 
 
@@ -112,9 +113,9 @@ def test_missing_tensors_values_that_are_not_finite_and_damaged_files_are_refuse
 
 
 def test_absent_networks_and_images_name_the_command_that_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(QuantspikeError, match="does not exist: run dvc repro convert@paper-cnn1-1-0, or use --weights"):
+    with pytest.raises(QuantspikeError, match="does not exist: run dvc repro convert@fast-cnn1-1-0, or use --weights"):
         load_network(tmp_path / "nothing.safetensors")
-    with pytest.raises(QuantspikeError, match="does not exist: run dvc repro download@paper, or use --data"):
+    with pytest.raises(QuantspikeError, match="does not exist: run dvc repro download@fast, or use --data"):
         load_images(str(tmp_path / "nothing.safetensors"))
     assert load_images("digits").fingerprint["name"] == "scikit-learn digits"
 
@@ -122,7 +123,9 @@ def test_absent_networks_and_images_name_the_command_that_makes_them(tmp_path: P
 def test_test_images_are_of_every_class_however_they_are_ordered() -> None:
     dataset = make_dataset(6)
     for n, expected in {3: [0, 6, 13], 5: [0, 4, 8, 12, 16], 20: list(range(20))}.items():
-        assert torch.equal(choose_images(dataset, n), torch.from_numpy(dataset.test_images)[expected])
+        images, labels = choose_images(dataset, n)
+        assert torch.equal(images, torch.from_numpy(dataset.test_images)[expected])
+        assert labels.tolist() == dataset.test_labels[expected].tolist()
     with pytest.raises(QuantspikeError, match="--images is 21, but there are only 20 test images"):
         choose_images(dataset, 21)
 
@@ -130,8 +133,9 @@ def test_test_images_are_of_every_class_however_they_are_ordered() -> None:
 @pytest.mark.skipif(not (find_spec("spikingjelly") and find_spec("snntorch")), reason="needs the extra bench")
 def test_the_other_libraries_give_equal_scores() -> None:
     network = random_integer_network("3C3-P2-4C3-5", 8, seed=1, k=0)
-    inputs = encode(network, random_images(5, 8, seed=2))
-    first, *others = (peer(inputs, 6) for peer in make_peers(network).values())
+    inputs = encode(network, 2, random_images(5, 8, seed=2))
+    first, *others = (peer(inputs, 6) for peer in make_peers(network, 2).values())
+    assert first.shape == (6, 5, 10)
     assert first.abs().max() > 0
     assert all(torch.equal(first, scores) for scores in others)
 
@@ -168,13 +172,25 @@ def assert_spread(figure: dict[str, Any]) -> None:
 
 def test_the_simulation_is_timed_against_the_limit_and_the_result_is_written(files: list[str], tmp_path: Path) -> None:
     path = tmp_path / "benchmark.json"
-    result = run("simulation.py", *files, "--no-peers", "--images", "20", "--rounds", "2", "--json", str(path))
+    rows = ["--clips", "none", "2", "--delays", "0", "3"]
+    result = run("simulation.py", *files, *rows, "--no-peers", "--images", "20", "--rounds", "2", "--json", str(path))
     assert result == json.loads(path.read_text())
-    assert (result["n"]["images"], result["settled"], result["mismatches"]) == (20, 20, 0)
-    assert set(result["ratios"]) == {"row_addition_limit", "row_addition_limit_with_proof"}
-    for ratio in result["ratios"].values():
-        assert_spread(ratio)
-    assert all(value > 0 for value in result["medians"].values())
+    assert [(row["clip"], row["layer_delay"]) for row in result["rows"]] == [(None, 0), (None, 3), (2, 0), (2, 3)]
+    for row in result["rows"]:
+        assert (row["settled"], row["mismatches"]) == (20, 0)
+        assert row["synops"] >= row["least_synops"] > 0
+        assert row["settled_step"]["last"] >= row["settled_step"]["median"] > 0
+        assert row["milliseconds_per_image"] > 0
+        assert row["engine_milliseconds_per_image"] > 0
+        assert_spread(row["engine_over_limit"])
+        assert_spread(row["simulation_over_limit"])
+    assert [row["accuracy"] for row in result["rows"][::2]] == [row["accuracy"] for row in result["rows"][1::2]]
+
+
+def test_another_library_needs_the_steps_up_to_which_its_accuracy_changes() -> None:
+    # After steps 1 to 5; the last step that is more than 0.1 points away from .9 is the third.
+    assert steps_needed(torch.tensor([0.9, 0.5, 0.8, 0.9005, 0.9])) == 4
+    assert steps_needed(torch.tensor([0.9, 0.9])) == 1
 
 
 def test_the_memory_is_measured_for_every_setting(files: list[str]) -> None:
