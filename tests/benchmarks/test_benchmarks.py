@@ -135,7 +135,7 @@ def test_the_other_libraries_give_equal_scores() -> None:
     network = random_integer_network("3C3-P2-4C3-5", 8, seed=1, k=0)
     inputs = encode(network, 2, random_images(5, 8, seed=2))
     first, *others = (peer(inputs, 6) for peer in make_peers(network, 2).values())
-    assert first.shape == (6, 5, 10)
+    assert first.shape[:2] == (6, 5)
     assert first.abs().max() > 0
     assert all(torch.equal(first, scores) for scores in others)
 
