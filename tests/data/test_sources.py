@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import pickle
+import re
 import sys
 import tarfile
 import threading
@@ -22,6 +23,7 @@ from quantspike.data import sources
 from quantspike.data.dataset import Dataset
 from quantspike.data.sources import load_source
 from quantspike.errors import QuantspikeError
+from quantspike.files import locked
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -39,11 +41,11 @@ def batch(first_label: int, count: int) -> tuple[bytes, np.ndarray]:
     return pickle.dumps({"data": pixels, "labels": list(range(first_label, first_label + count))}, 2), pixels
 
 
-def tar_of(files: dict[str, bytes]) -> bytes:
+def tar_of(files: dict[str, bytes], compression: str = "gz", folder: str = "cifar-10-batches-py/") -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as tar:  # type: ignore[call-overload]
         for name, content in files.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member = tarfile.TarInfo(folder + name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
@@ -95,14 +97,20 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Official:
     return Official(monkeypatch)
 
 
-def test_the_official_archive_is_read_under_any_file_name(official: Official, tmp_path: Path) -> None:
-    path = tmp_path / "renamed.bin"
-    path.write_bytes(official.archive)
-    official.check(load_source(str(path), downloads=tmp_path / "unused"), md5(official.archive))
-    assert os.listdir(tmp_path) == ["renamed.bin"], "nothing is left next to the archive"
+@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("folder", ["cifar-10-batches-py/", "", "./", "/some/where/", "../../"])
+def test_an_archive_is_known_by_its_content_and_nothing_of_it_is_unpacked(
+    official: Official, tmp_path: Path, compression: str, folder: str
+) -> None:
+    extra = {"readme.html": b"", "._data_batch_1": b"what macOS adds"}
+    path = tmp_path / "deep" / "er" / "renamed.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(tar_of(extra | official.files, compression, folder))
+    official.check(load_source(str(path), downloads=tmp_path / "unused"), md5(path.read_bytes()))
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
-def test_the_unpacked_folder_and_its_parent_give_the_same_images(
+def test_the_unpacked_folder_under_any_name_and_its_parent_give_the_same_images(
     official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = official.unpack(tmp_path)
@@ -110,18 +118,95 @@ def test_the_unpacked_folder_and_its_parent_give_the_same_images(
     official.check(dataset, None)
     assert load_source(str(tmp_path), downloads=tmp_path).fingerprint == dataset.fingerprint
     assert load_source(folder.name, downloads=tmp_path, root=tmp_path).fingerprint == dataset.fingerprint
-    monkeypatch.chdir(folder)
+    renamed = folder.rename(tmp_path / "cifar")
+    assert load_source(str(renamed), downloads=tmp_path).fingerprint == dataset.fingerprint
+    monkeypatch.chdir(renamed)
     assert load_source(".", downloads=tmp_path).fingerprint == dataset.fingerprint
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", tar_of({"data_batch_1": b"altered"})])
-def test_any_other_file_is_refused_with_both_checksums(official: Official, tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "images.zip"
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "file could not be opened successfully"),
+        (b"PK\x03\x04", "file could not be opened successfully"),
+        (bytes(2000), "it holds none of the official files"),
+        (tar_of({"a": b"text"}), "it holds none of the official files"),
+        (tar_of({"a": b"text"})[:60], "."),
+        (os.urandom(2000), "file could not be opened successfully"),
+    ],
+    ids=["empty", "zip", "zeros", "other archive", "cut archive", "noise"],
+)
+def test_any_other_file_is_refused(official: Official, tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "images.bin"
     path.write_bytes(content)
-    with pytest.raises(QuantspikeError) as caught:
+    with pytest.raises(
+        QuantspikeError, match=rf"images\.bin is not the official .* archive \({problem}.*\)\. A"
+    ) as caught:
         load_source(str(path), downloads=tmp_path)
-    for part in (str(path), md5(content), md5(official.archive), official.cifar10.url, "unpack it first"):
+    for part in (f"A damaged copy: get it again from {official.cifar10.url}.", "Any other archive: unpack it first"):
         assert part in str(caught.value)
+
+
+def test_a_damaged_archive_names_the_files_that_suffered(official: Official, tmp_path: Path) -> None:
+    path = tmp_path / ARCHIVE
+    plain = tar_of(official.files, compression="")
+    second = plain.index(official.files["data_batch_2"])
+    for content, names in (
+        (plain[:second] + b"xxxx" + plain[second + 4 :], "data_batch_2"),
+        (plain[: second + 4], "data_batch_2, test_batch, batches.meta"),
+        (tar_of({"data_batch_1": b"altered"}), "data_batch_1, data_batch_2, test_batch, batches.meta"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(QuantspikeError, match=rf"{ARCHIVE}: {names} missing or damaged \(MD5\)\. Get the official"):
+            load_source(str(path), downloads=tmp_path)
+
+
+def test_links_and_files_too_large_in_an_archive_are_not_followed_or_read(
+    official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "links.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in official.files.items():
+            target, link = tarfile.TarInfo(f"target of {name}"), tarfile.TarInfo(name)
+            target.size = len(content)
+            tar.addfile(target, io.BytesIO(content))
+            link.type, link.linkname = tarfile.SYMTYPE, target.name
+            tar.addfile(link)
+    with pytest.raises(QuantspikeError, match=r"links\.tar is not the official"):
+        load_source(str(path), downloads=tmp_path)
+    monkeypatch.setattr(sources, "_LARGEST", len(official.files["data_batch_1"]) - 1)
+    path.write_bytes(official.archive)
+    for source in (path, official.unpack(tmp_path)):
+        with pytest.raises(QuantspikeError, match=r": data_batch_1\b.* missing or damaged"):
+            load_source(str(source), downloads=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cifar-10-batches-bin/data_batch_1.bin"], "the binary version of CIFAR-10: set data.source to cifar10"),
+        (["mine/data_batch_1.bin"], "the binary version of CIFAR-10: set data.source to cifar10"),
+        (["cifar-10-batches-mat/data_batch_1.mat"], "arrays of MATLAB: save its images as PNG files in train/<class>/"),
+        (["cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"], "CIFAR-100: save its images"),
+        (["mine/train", "mine/test", "mine/meta"], "CIFAR-100: save its images"),
+        (["mine/train/1.png", "mine/test/1.png", "mine/trainLabels.csv"], "Kaggle's version of CIFAR-10: set"),
+        (["mine/plain_text/train-00000-of-00001.parquet"], "a table of Hugging Face: save its images as PNG files in"),
+        (["mine/train.npz"], "arrays of NumPy: save its images as PNG files in train/<class>/"),
+        (["mine/cifar10.zip"], "a zip archive: unpack it first and set data.source to the folder"),
+    ],
+)
+def test_other_forms_are_recognized_as_a_folder_as_an_archive_and_as_a_file(
+    names: list[str], message: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"content")
+    folder = names[0].split("/")[0]
+    (tmp_path / "archive").write_bytes(tar_of(dict.fromkeys(names, b"content"), folder=""))
+    for source in (folder, "archive", names[-1]):
+        with pytest.raises(QuantspikeError, match=rf"\. \S+ looks like {re.escape(message)}") as caught:
+            load_source(source, downloads=tmp_path, root=tmp_path)
+        assert "damaged" not in str(caught.value)
 
 
 class Trap:
@@ -139,8 +224,11 @@ def test_a_batch_with_another_checksum_is_named_and_never_unpickled(official: Of
     folder = official.unpack(tmp_path)
     for name in ("data_batch_2", "batches.meta"):
         (folder / name).write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(QuantspikeError, match=r"data_batch_2, batches\.meta missing or damaged \(MD5\)\. Unpack"):
+    with pytest.raises(QuantspikeError, match=r"data_batch_2, batches\.meta missing or damaged \(MD5\)\. Get"):
         load_source(str(folder), downloads=tmp_path)
+    (tmp_path / "trapped.tar").write_bytes(tar_of({file.name: file.read_bytes() for file in folder.iterdir()}))
+    with pytest.raises(QuantspikeError, match=r"trapped\.tar: data_batch_2, batches\.meta missing or damaged"):
+        load_source("trapped.tar", downloads=tmp_path, root=tmp_path)
     assert not sprung.exists()
     pickle.loads((folder / "data_batch_2").read_bytes())
     assert sprung.exists(), "the trap works"
@@ -184,7 +272,7 @@ def server(official: Official) -> Iterator[Server]:
 def test_cifar10_is_downloaded_once(official: Official, server: Server, tmp_path: Path) -> None:
     server.content = official.archive
     official.check(load_source("cifar10", downloads=tmp_path / "downloads"), md5(official.archive))
-    assert os.listdir(tmp_path / "downloads") == [ARCHIVE]
+    assert sorted(os.listdir(tmp_path / "downloads")) == [ARCHIVE, "lock"]
     server.content = b"nobody asks for it again"
     official.check(load_source("cifar10", downloads=tmp_path / "downloads"), md5(official.archive))
 
@@ -196,6 +284,16 @@ def test_a_download_that_was_cut_off_is_refused_and_then_replaced(
     with pytest.raises(QuantspikeError, match="could not be downloaded"):
         load_source("cifar10", downloads=tmp_path)
     server.content = official.archive
+    official.check(load_source("cifar10", downloads=tmp_path), md5(official.archive))
+
+
+def test_two_downloads_do_not_collide(official: Official, server: Server, tmp_path: Path) -> None:
+    server.content = official.archive
+    with (
+        locked(tmp_path, "free"),
+        pytest.raises(QuantspikeError, match=r"another process is downloading to .*: wait for it, or stop it first"),
+    ):
+        load_source("cifar10", downloads=tmp_path)
     official.check(load_source("cifar10", downloads=tmp_path), md5(official.archive))
 
 
@@ -240,6 +338,24 @@ def test_digits_do_not_need_torchvision(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_path_that_does_not_exist_lists_the_sources(source: str, tmp_path: Path) -> None:
     with pytest.raises(QuantspikeError, match=rf"{source}' does not exist[\s\S]*cifar10 [\s\S]*digits"):
         load_source(source, downloads=tmp_path)
+
+
+def test_a_relative_path_starts_from_the_root_alone(
+    official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official.unpack(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project").mkdir()
+    looked_for = re.escape(str(tmp_path / "project" / "cifar-10-batches-py"))
+    message = rf"data\.source 'cifar-10-batches-py' does not exist[\s\S]*\nThe path looked for was {looked_for}$"
+    with pytest.raises(QuantspikeError, match=message):
+        load_source("cifar-10-batches-py", downloads=tmp_path, root=Path("project"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(QuantspikeError, match=r"data\.source 'pipe' does not exist"):
+        load_source("pipe", downloads=tmp_path, root=tmp_path)
 
 
 def test_a_path_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import tarfile
-import tempfile
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from http.client import HTTPException
-from pathlib import Path
+from itertools import chain, islice
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
-from quantspike.data.dataset import Dataset, build_dataset
+from quantspike.data.dataset import Dataset, Labelled, build_dataset
+from quantspike.data.decoding import decode_all
 from quantspike.errors import QuantspikeError
+from quantspike.files import locked, reason
 
 # torchvision is imported where CIFAR-10 or a folder needs it: the demo's digits load without it, and faster.
 
@@ -28,6 +32,24 @@ SOURCES = """
 
 OFFICIAL_FOLDER = "cifar-10-batches-py"
 """Folder inside the official CIFAR-10 archive."""
+
+_LARGEST = 2**25  # bytes; the official batches have 31,035,999 at most
+
+_DOWNLOAD = "set data.source to cifar10, which downloads the version that is read"
+_CONVERT = "save its images as PNG files in train/<class>/ and test/<class>/ (for CIFAR-10: set data.source to cifar10)"
+_UNPACK = "unpack it first and set data.source to the folder"
+_OTHER_FORMS = {
+    "cifar-100*": f"CIFAR-100: {_CONVERT}",
+    "meta": f"CIFAR-100: {_CONVERT}",
+    "*_batch*.bin": f"the binary version of CIFAR-10: {_DOWNLOAD}",
+    "trainLabels.csv": f"Kaggle's version of CIFAR-10: {_DOWNLOAD}",
+    "*.parquet": f"a table of Hugging Face: {_CONVERT}",
+    "*.arrow": f"a table of Hugging Face: {_CONVERT}",
+    "*.np[yz]": f"arrays of NumPy: {_CONVERT}",
+    "*.mat": f"arrays of MATLAB: {_CONVERT}",
+    "*.zip": f"a zip archive: {_UNPACK}",
+}
+"""What a name says about images in a form that is not read, and what to do: pattern -> sentence."""
 
 
 def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Dataset:
@@ -45,22 +67,32 @@ def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Data
     try:
         if source == "cifar10":
             return _load_archive(_download(downloads))
-        return _load_digits() if source == "digits" else _load_path(root / os.path.expanduser(source))
+        return _load_digits() if source == "digits" else _load_path(root / os.path.expanduser(source), source)
     except OSError as error:
         raise QuantspikeError(f"data.source {source!r} could not be read: {error}") from error
 
 
-def _load_path(path: Path) -> Dataset:
-    if not path.exists():
-        raise QuantspikeError(f"data.source {str(path)!r} does not exist. A source is one of:{SOURCES}")
-    if not path.is_dir():
+def _load_path(path: Path, source: str) -> Dataset:
+    path = Path(os.path.abspath(path))  # so that "." has a name
+    if path.is_file():
         return _load_archive(path)
-    folder = Path(os.path.abspath(path))  # so that "." has a name
-    if folder.name == OFFICIAL_FOLDER:
-        return _load_official(folder)
-    if (folder / OFFICIAL_FOLDER).is_dir():
-        return _load_official(folder / OFFICIAL_FOLDER)
-    return _load_class_folders(folder)
+    if not path.is_dir():
+        raise QuantspikeError(
+            f"data.source {source!r} does not exist. A source is one of:{SOURCES}\nThe path looked for was {path}"
+        )
+    for folder in (path, path / OFFICIAL_FOLDER):
+        if any((folder / name).is_file() for name in _official_md5s()):
+            return _load_official_folder(folder)
+    return _load_class_folders(path)
+
+
+def _other_form(names: Iterable[str]) -> str:
+    """Return what names of files and folders tell about a form that is not read, as a sentence, or nothing."""
+    known = list(names)
+    for pattern, sentence in _OTHER_FORMS.items():
+        if found := next((name for name in known if fnmatchcase(name, pattern)), None):
+            return f". {found} looks like {sentence}"
+    return ""
 
 
 def _load_digits() -> Dataset:
@@ -87,8 +119,10 @@ def _download(downloads: Path) -> Path:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
+    busy = f"another process is downloading to {downloads}: wait for it, or stop it first"
     try:
-        download_url(CIFAR10.url, str(downloads), CIFAR10.filename, CIFAR10.tgz_md5)
+        with locked(downloads, busy):
+            download_url(CIFAR10.url, str(downloads), CIFAR10.filename, CIFAR10.tgz_md5)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: wrong MD5
         raise QuantspikeError(
             f"{CIFAR10.url} could not be downloaded: {error}. Try again, or set data.source to one of:{SOURCES}\n"
@@ -97,41 +131,64 @@ def _download(downloads: Path) -> Path:
     return downloads / str(CIFAR10.filename)
 
 
+def _official_md5s() -> dict[str, str]:
+    """Return the MD5 of every official file, by name."""
+    from torchvision.datasets import CIFAR10
+
+    return dict([*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
+
+
+def _load_official_folder(folder: Path) -> Dataset:
+    paths = [folder / name for name in _official_md5s()]
+    found = [path for path in paths if path.is_file() and path.stat().st_size <= _LARGEST]
+    return _official({path.name: path.read_bytes() for path in found}, folder)
+
+
 def _load_archive(path: Path) -> Dataset:
+    """Load the official files from a tar archive of any name, compression and folders, without unpacking it to disk."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import calculate_md5
 
-    md5 = calculate_md5(path)
-    if md5 != CIFAR10.tgz_md5:
+    official, names, problem = _official_md5s(), [path.name], "it holds none of the official files"
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in islice(tar, 1000):  # the official one has 9 members
+                parts = PurePath(member.name).parts
+                names.extend(parts)
+                wanted = member.isfile() and member.size <= _LARGEST and parts[-1] in official
+                if wanted and (file := tar.extractfile(member)):
+                    contents[parts[-1]] = file.read()
+    except Exception as error:  # damaged archives fail in many ways; what could be read is judged below
+        problem = reason(error).split(": -")[0]  # without what each compression says
+    if not contents:
         raise QuantspikeError(
-            f"{path} has MD5 {md5}, the official CIFAR-10 archive has {CIFAR10.tgz_md5}. A damaged copy of it: get it "
-            f"again from {CIFAR10.url}. Any other archive: unpack it first and set data.source to the folder"
+            f"{path} is not the official CIFAR-10 archive ({problem})"
+            + (_other_form(names) or f". A damaged copy: get it again from {CIFAR10.url}. Any other archive: {_UNPACK}")
         )
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as tar:
-        # As an attribute, since Python before 3.11.4 has no argument for it.
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)
-        tar.extractall(folder)
-        return _load_official(Path(folder, OFFICIAL_FOLDER), md5)
+    return _official(contents, path, calculate_md5(path))
 
 
-def _load_official(folder: Path, source_md5: str | None = None) -> Dataset:
-    """Load the unpacked official files."""
+def _official(contents: dict[str, bytes], place: Path, source_md5: str | None = None) -> Dataset:
+    """Build the data set from the content of the official files, by name."""
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
 
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-    # Loading a pickle runs code, so the MD5 is checked first.
-    if bad := [name for name, md5 in files if not check_integrity(folder / name, md5)]:
+    # Loading a pickle runs code, so the MD5 of the very bytes that are loaded is checked first.
+    md5s = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in contents.items()}
+    if bad := [name for name, md5 in _official_md5s().items() if md5s.get(name) != md5]:
         raise QuantspikeError(
-            f"{folder}: {', '.join(bad)} missing or damaged (MD5). Unpack the official CIFAR-10 archive again, or set "
-            "data.source to the archive itself"
+            f"{place}: {', '.join(bad)} missing or damaged (MD5). Get the official CIFAR-10 archive again from "
+            f"{CIFAR10.url}, or set data.source to cifar10"
         )
-    parts = [CIFAR10(root=str(folder.parent), train=train) for train in (True, False)]
-    train, test = (
-        (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.array(part.targets, np.int64)) for part in parts
-    )
-    names = tuple(parts[0].classes)
+    loaded = {name: pickle.loads(contents.pop(name), encoding="latin1") for name in md5s}
+    train, test = (_joined([loaded[name] for name, _ in part]) for part in (CIFAR10.train_list, CIFAR10.test_list))
+    names = tuple(loaded[CIFAR10.meta["filename"]][CIFAR10.meta["key"]])
     return build_dataset(train, test, names, kind="cifar10", name="CIFAR-10 (official archive)", source_md5=source_md5)
+
+
+def _joined(batches: list[dict[str, Any]]) -> Labelled:
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    return images, np.concatenate([np.array(batch["labels"], np.int64) for batch in batches])
 
 
 # Folders of images
@@ -145,7 +202,7 @@ def _load_class_folders(folder: Path) -> Dataset:
             f"{folder}: train/ and test/ must hold the same classes, at least 2; "
             f"found {', '.join(train.classes)} in train/ and {', '.join(test.classes)} in test/"
         )
-    images = _decode_all(train.samples + test.samples)
+    images = decode_all([path for path, _ in train.samples + test.samples])
     labels = np.array(train.targets + test.targets, np.int64)
     n_train = len(train)
     return build_dataset(
@@ -160,39 +217,14 @@ def _load_class_folders(folder: Path) -> Dataset:
 def _image_folder(folder: Path) -> Any:
     from torchvision.datasets import ImageFolder
 
+    known = Image.registered_extensions()
     try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:  # the folder is missing, holds no classes, or a class without images
+        # Files of every format that Pillow knows: those that are not read are refused, not skipped.
+        return ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in known)
+    except (FileNotFoundError, NotADirectoryError) as error:  # no such folder, no classes, or a class without images
+        source = folder.parent
+        inside = chain([source], islice(chain(source.glob("*"), source.glob("*/*")), 1000))
         raise QuantspikeError(
-            f"{folder} must hold a folder of images for every class, as in train/<class>/ and test/<class>/: {error}"
+            f"{folder} must hold a folder of images for every class, as in train/<class>/ and test/<class>/: "
+            f"{str(error).rstrip('.')}{_other_form(path.name for path in inside)}"
         ) from error
-
-
-def _decode_all(samples: list[tuple[str, int]]) -> NDArray[np.uint8]:
-    """Decode files to [N, C, H, W], with one channel if all are grey, else three."""
-    paths = [path for path, _ in samples]
-    images = [_decode(path) for path in tqdm(paths, desc="decoding", unit="image", disable=None)]
-    side = images[0].shape[2]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape[1:] != (side, side):
-            raise QuantspikeError(
-                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, expected {side} x {side}: "
-                "images must be square and all of one size"
-            )
-    channels = max(len(image) for image in images)
-    return np.stack([np.broadcast_to(image, (channels, side, side)) for image in images])
-
-
-def _decode(path: str) -> NDArray[np.uint8]:
-    """Decode a file to [1, H, W] if it is grey (mode L), else to RGB [3, H, W]."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise QuantspikeError(f"{path} has more than 8 bits per value (mode {image.mode}): convert it to 8")
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-                raise QuantspikeError(f"{path} has transparent pixels: remove its alpha channel")
-            if image.mode == "L":
-                return np.asarray(image)[None]
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise QuantspikeError(f"{path} does not decode: {error}") from error
