@@ -32,13 +32,12 @@ PARAMS: dict[str, Any] = {
     "models": {"small": {"layers": "8C3-P2-16C3-P2-16"}},
     "profiles": {
         "tiny": {
-            "data": {"source": "digits", "crop": 8},
+            "data": {"source": "digits", "crop": 8, "held_out": 0},
             "width": 0.5,
             "recipe": {
                 "optimizer": "adam",
                 "batch_size": 50,
                 "label_smoothing": 0,
-                "validation": 100,
                 "shift": 4,
                 "flip": "none",
                 "brightness": 63,
@@ -78,6 +77,12 @@ Edit = Callable[..., Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the file that takes longest, so that no process is left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_store_of_the_user() -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from conftest import Edit
 from quantspike.errors import QuantspikeError
 from quantspike.params import load_params
-from quantspike.paths import dataset_file, find_run, grid_runs, plots_folder
+from quantspike.paths import dataset_file, find_run, grid_runs, plots_folder, project_root
 
 
 def test_every_file_lies_in_a_folder_named_after_its_run(write_params: Edit) -> None:
@@ -64,3 +64,19 @@ def test_no_two_runs_share_a_folder(write_params: Edit) -> None:
     changes = {"models.small_1": {"layers": "8C3-16"}, "grid.model": ["small", "small_1"]}
     runs = grid_runs(load_params(write_params(changes | {"grid.k": [0, 1, 10], "grid.seed": [0, 1, 10]})))
     assert len({run.metrics for run in runs}) == len({run.key for run in runs}) == len(runs) == 2 * 4 * 3
+
+
+@pytest.mark.parametrize("copy", ["tmp1a2b", "standalone/tmp1a2b", "tmp1a2b/sub/folder"])
+def test_a_copy_that_dvc_makes_for_an_experiment_belongs_to_its_project(
+    copy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".dvc/tmp/exps" / copy
+    folder.mkdir(parents=True)
+    assert project_root(folder) == tmp_path
+    monkeypatch.chdir(folder)
+    assert project_root(Path()) == tmp_path
+
+
+def test_any_other_folder_is_a_project_of_its_own(tmp_path: Path) -> None:
+    for root in (Path(), tmp_path, tmp_path / ".dvc/tmp", tmp_path / ".dvc/tmp/exps"):
+        assert project_root(root) == root

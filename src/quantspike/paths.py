@@ -10,6 +10,17 @@ from quantspike.errors import QuantspikeError
 from quantspike.params import Params, Precision, Profile, check_clip
 
 
+def project_root(root: Path) -> Path:
+    """Return the project's folder: `root`, or that of which it is a copy.
+
+    For `dvc exp run --temp` and the queue, DVC copies what git tracks to .dvc/tmp/exps/..., and deletes it afterwards.
+    """
+    for folder in root.resolve().parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return root
+
+
 def dataset_file(profile: str, root: Path = Path(".")) -> Path:
     """Return the verified images of a profile, written by `download`."""
     return root / "data" / profile / "images.safetensors"

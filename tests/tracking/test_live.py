@@ -369,6 +369,18 @@ def test_where_nobody_can_be_told_training_continues() -> None:
     training.close()
 
 
+def test_a_deleted_experiment_is_told_with_the_way_back(uri: str) -> None:
+    told: list[str] = []
+    published([], uri)
+    client_of(uri).delete_experiment("1")
+    training = live_run(uri, told)
+    wait_until(lambda: told)
+    training.close()
+    (line,) = told
+    assert line.startswith("note: the experiment quantspike is deleted: restore it with `MLFLOW_TRACKING_URI=sqlite:")
+    assert line.endswith(PROMISE)
+
+
 def test_a_run_that_was_deleted_is_told_once(uri: str) -> None:
     told: list[str] = []
     training = live_run(uri, told)

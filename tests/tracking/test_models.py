@@ -228,6 +228,14 @@ def test_versions_and_aliases_of_users_stay(uri: str, tmp_path: Path) -> None:
     assert [sorted(version.aliases) for version in versions_of(uri)] == [["mine", "paper-k1"], ["theirs"], []]
 
 
+def test_networks_of_another_experiment_stay(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published([make_seed(tmp_path, 0)], uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    published([make_seed(tmp_path, 1)], uri)
+    published([make_seed(tmp_path, 1, loss=0.25)], uri)  # replaces the second version
+    assert [version.version for version in versions_of(uri)] == [1, 3]
+
+
 def test_a_network_that_cannot_be_kept_is_reported_and_does_not_disturb_the_rest(uri: str, tmp_path: Path) -> None:
     def damaged() -> Any:
         raise QuantspikeError("finetune.safetensors is damaged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,8 @@ def test_the_network_is_published_where_it_and_the_images_are_available(
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("QUANTSPIKE_TRACKING", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "QUANTSPIKE_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -192,6 +193,43 @@ def test_tracking_that_is_off_is_said_in_one_line(
     publish_project(project)
     assert capsys.readouterr() == ("MLflow: tracking is off (QUANTSPIKE_TRACKING), nothing published\n", "")
     assert not (project / "mlflow.db").exists()
+
+
+def test_a_copy_of_the_project_leaves_the_runs_of_the_project_alone(
+    project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reported runs in a database that DVC then deleted."""
+    shutil.copy(empty_database, project / "mlflow.db")
+    monkeypatch.setenv("DVC_EXP_NAME", "brisk-hare")
+    publish_project(project / ".dvc/tmp/exps/tmpabc")
+    assert capsys.readouterr() == (
+        "MLflow: nothing published from a copy of the project: `dvc exp apply brisk-hare`, then `make publish`\n",
+        "",
+    )
+    assert not list(project.rglob("mlflow.db.lock"))
+    publish_project(project)  # the workspace, in which DVC runs an experiment too
+    assert capsys.readouterr().out.startswith("MLflow: 2 created, ")
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_artifact", "set_terminated"])
+def test_a_full_disk_is_a_warning_and_the_next_attempt_publishes_everything(
+    call: str, project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(empty_database, project / "mlflow.db")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mlflow.MlflowClient.{call}", full)
+        publish_project(project)
+    assert capsys.readouterr() == (
+        "",
+        f"warning: MLflow at sqlite:///{project}/mlflow.db cannot be used: [Errno 28] No space left on device. "
+        "Nothing is lost: `make publish` delivers the runs later\n",
+    )
+    publish_project(project)
+    assert capsys.readouterr().out.startswith("MLflow: 2 created, 0 replaced")
 
 
 @pytest.mark.usefixtures("empty_database")  # without MLflow there is another message

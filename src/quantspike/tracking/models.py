@@ -95,19 +95,19 @@ def keep_model(client: MlflowClient, run_id: str, model: TrackedModel) -> bool:
 def update_registry(client: MlflowClient, runs: Sequence[Run]) -> None:
     """Delete the versions of replaced runs, and point each alias to the version with the lowest seed.
 
-    Versions and aliases that users created are left alone.
+    Versions and aliases that users created are left alone, as are versions of other experiments.
 
     Args:
         client: of the store.
-        runs: all runs of the experiment.
+        runs: all runs of the experiment, deleted ones included.
     """
-    run_ids = {run.info.run_id for run in runs}
+    deleted = {run.info.run_id: run.info.lifecycle_stage == "deleted" for run in runs}
     for registered in client.search_registered_models(f"name LIKE '{_PREFIX}%'", max_results=1000):
         name = registered.name
         versions = [found for found in client.search_model_versions(f"name = '{name}'") if _ALIAS in found.tags]
-        current = [version for version in versions if version.run_id in run_ids]
+        current = [version for version in versions if deleted.get(version.run_id) is False]
         for version in versions:
-            if version not in current:
+            if deleted.get(version.run_id):
                 client.delete_model_version(name, version.version)
         # The last one of each alias counts.
         current.sort(key=lambda version: (int(version.tags[_SEED]), int(version.version)), reverse=True)

@@ -98,8 +98,11 @@ def publish(runs: Sequence[TrackedRun], *, uri: str, views: Mapping[str, str]) -
     """
     counts: Counter[str] = Counter()
     problems: list[str] = []
-    with errors_explained(uri, _SECONDS_TO_ANSWER):
+    with errors_explained(uri):
         client, experiment = open_experiment(uri, views)
+    with errors_explained(uri, _SECONDS_TO_ANSWER):
+        from mlflow.entities import ViewType
+
         for run in runs:
             with locked(uri):
                 outcome, run_id = _publish_run(client, experiment, run)
@@ -110,7 +113,8 @@ def publish(runs: Sequence[TrackedRun], *, uri: str, views: Mapping[str, str]) -
                     problems.append(f"the network of {run.name} is not in MLflow: {one_line(error)}")
             counts[outcome] += 1
         with locked(uri):
-            update_registry(client, client.search_runs([experiment], max_results=50_000))  # MLflow's limit
+            every = client.search_runs([experiment], run_view_type=ViewType.ALL, max_results=50_000)  # MLflow's limit
+            update_registry(client, every)
     return PublishReport(**counts, problems=tuple(problems))
 
 

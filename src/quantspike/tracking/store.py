@@ -12,9 +12,11 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 from quantspike.errors import QuantspikeError
 from quantspike.files import atomic_path
+from quantspike.paths import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
-EXPERIMENT = "quantspike"
+EXPERIMENT = "quantspike"  # unless MLflow's environment variables name another one
 KEY = "quantspike.key"  # tag: the key of the run, such as `paper-cnn1-2-0`
 LIVE = "quantspike.live"  # tag: `true` for a run that a training fills, until the finished run replaces it
 
@@ -32,6 +34,7 @@ _METRICS_PER_BATCH = 1000  # MLflow's limits
 _PARAMS_PER_BATCH = 100
 _SECONDS_FOR_LOCK = 600.0  # another process may be saving a large network; a killed one holds no lock
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -42,7 +45,10 @@ _ENVIRONMENT = {
 # MLflow prints there each table that it creates, each attempt to connect, and each failed query, which it raises too.
 _LOGGERS = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 
-_SQLITE = "sqlite:///"
+# As SQLAlchemy reads it: what follows ? are options of the driver, and # belongs to the name of the file.
+_SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///(?!:memory:|file:)(?P<file>[^?]+)(?P<options>\?.*)?", re.IGNORECASE)
+_DATABASE_SERVER = re.compile("postgresql|mysql|mssql")
+_UNREADABLE = "not a database|malformed|database schema|Can't locate revision"
 _CONFLICT = r"UNIQUE constraint|[Dd]uplicate|already exists"
 # What MLflow's long messages about a server come down to.
 _SERVER_TROUBLE = r"\[Errno -?\d+\] [^'\")]+|timed out|error code \d+|too many \d+ error responses|reset by peer"
@@ -54,18 +60,39 @@ def enabled() -> bool:
 
 
 def tracking_uri(root: Path) -> str:
-    """Return the address of the store: MLFLOW_TRACKING_URI, or else the SQLite file `mlflow.db` in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{_SQLITE}{(root.resolve() / 'mlflow.db').as_posix()}"
+    """Return the address of the store: MLFLOW_TRACKING_URI, or else the SQLite file `mlflow.db` in the project.
+
+    However an SQLite file is spelled, its address is the same, so that all have one lock. Relative paths start at the
+    project, also in the copies that DVC makes of it for experiments and deletes afterwards.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if found := _SQLITE.fullmatch(given or "sqlite:///mlflow.db"):
+        return _sqlite_uri(project_root(root) / unquote(found["file"])) + (found["options"] or "")
+    uri = re.sub(r"^[\w+.-]+://", lambda scheme: scheme.group().lower(), given)
+    return uri.partition("#")[0] if uri.startswith("http") else uri  # as the browser shows it
 
 
 def shown_uri(uri: str) -> str:
-    """Return an address as it may be printed: without user name and password."""
-    return re.sub(r"//[^/\s]*@", "//", uri)
+    """Return an address as it may be printed: without user name, password and options."""
+    return re.sub(r"(?<=\w)\?\S+", "", re.sub(r"//[^/\s]*@", "//", uri))
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file that an address names, None for a server."""
-    return Path(uri.removeprefix(_SQLITE)).resolve() if uri.startswith(_SQLITE) else None
+    """Return the file that an address names, None for a server.
+
+    Raises:
+        QuantspikeError: the address is of SQLite, but names no file.
+    """
+    found = _SQLITE.fullmatch(uri)
+    if found is None and uri.startswith("sqlite"):
+        raise QuantspikeError(f"MLFLOW_TRACKING_URI is {uri}: expected sqlite:///FILE, or the address of a server")
+    return Path(unquote(found["file"])).resolve() if found else None
+
+
+def _sqlite_uri(file: Path) -> str:
+    # SQLAlchemy would read options or escapes into a folder with these characters.
+    path = re.sub("\\?|%(?=[0-9A-Fa-f]{2})", lambda found: f"%{ord(found.group()):X}", file.resolve().as_posix())
+    return f"sqlite:///{path}"
 
 
 def open_experiment(uri: str, tags: Mapping[str, str]) -> tuple[MlflowClient, str]:
@@ -79,14 +106,14 @@ def open_experiment(uri: str, tags: Mapping[str, str]) -> tuple[MlflowClient, st
         tags: of the experiment.
 
     Raises:
-        QuantspikeError: the database was moved or copied.
+        QuantspikeError: the database was moved or copied, or the experiment is deleted.
     """
     with locked(uri):
         database = sqlite_file(uri)
         if database is not None and not database.exists():
             _create_database(database)
         client = connect(uri)
-        experiment = retried(lambda: _find_or_create(client, database))
+        experiment = retried(lambda: _find_or_create(client, uri))
         number = str(experiment.experiment_id)
         for name, value in tags.items():
             if experiment.tags.get(name) != value:
@@ -104,6 +131,30 @@ def connect(uri: str) -> MlflowClient:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)) as probe:
             probe.execute("PRAGMA schema_version")
     return MlflowClient(tracking_uri=uri)
+
+
+def find_experiment(client: MlflowClient, uri: str) -> Experiment | None:
+    """Return the experiment, None before it is created.
+
+    As for MLflow, MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID names it.
+
+    Raises:
+        QuantspikeError: it is deleted, or the two variables contradict each other.
+    """
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
+    by_number = number and not os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip()
+    found = client.get_experiment(number) if by_number else client.get_experiment_by_name(_experiment_name())
+    if number and (found is None or found.experiment_id != number):
+        raise QuantspikeError(
+            f"MLFLOW_EXPERIMENT_ID is {number}, which is not the number of the experiment in MLFLOW_EXPERIMENT_NAME, "
+            f"{_experiment_name()}: unset one of them"
+        )
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise QuantspikeError(
+            f"the experiment {found.name} is deleted: restore it with `MLFLOW_TRACKING_URI={shown_uri(uri)} "
+            f"mlflow experiments restore -x {found.experiment_id}`, or set MLFLOW_EXPERIMENT_NAME to a new one"
+        )
+    return found
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -153,10 +204,12 @@ def errors_explained(uri: str, seconds: int = 5) -> Iterator[None]:
 
     Args:
         uri: address of the store.
-        seconds: time for a server to answer; the first call in a process sets it, unless the environment does.
+        seconds: time for a server to answer, unless the environment says otherwise; it is asked twice.
     """
-    for name, value in {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    ours = _TIMEOUT not in os.environ
+    os.environ.setdefault(_TIMEOUT, str(seconds))
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -166,9 +219,15 @@ def errors_explained(uri: str, seconds: int = 5) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise QuantspikeError(f"MLflow cannot be used: pip install {error.name}") from error
     except Exception as error:  # MLflow, database drivers and cloud libraries raise their own
-        cause = re.search(_SERVER_TROUBLE, str(error)) if sqlite_file(uri) is None else None
+        database = sqlite_file(uri)
+        cause = re.search(_SERVER_TROUBLE, str(error)) if database is None else None
         reason = cause.group() if cause else one_line(error)
+        if database is not None and re.search(_UNREADABLE, reason):
+            reason += "; if it holds nothing else, delete it: `make publish` makes a new one"
         raise QuantspikeError(f"MLflow at {shown_uri(uri)} cannot be used: {reason}") from error
+    finally:
+        if ours:
+            os.environ.pop(_TIMEOUT, None)
 
 
 def one_line(error: Exception) -> str:
@@ -183,16 +242,25 @@ def _create_database(database: Path) -> None:
     for leftover in database.parent.glob(f".{database.name}.*"):  # of killed processes
         leftover.unlink()
     with atomic_path(database) as new:
-        MlflowClient(tracking_uri=f"{_SQLITE}{new.as_posix()}")
+        MlflowClient(tracking_uri=_sqlite_uri(new))
 
 
-def _find_or_create(client: MlflowClient, database: Path | None) -> Experiment:
-    artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
-    found = client.get_experiment_by_name(EXPERIMENT)
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT
+
+
+def _find_or_create(client: MlflowClient, uri: str) -> Experiment:
+    database, artifacts = sqlite_file(uri), None  # MLflow's server has its own place
+    if database is not None:
+        artifacts = (database.parent / "mlartifacts").as_uri()
+    elif _DATABASE_SERVER.match(uri):
+        artifacts = (project_root(Path()).resolve() / "mlartifacts").as_uri()
+    found = find_experiment(client, uri)
     if found is None:
-        return client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        return client.get_experiment(client.create_experiment(_experiment_name(), artifact_location=artifacts))
     # Artifacts are stored by absolute path: those of a moved or copied database would go to the old folder.
-    if artifacts and found.artifact_location.endswith("/mlartifacts") and found.artifact_location != artifacts:
+    location = found.artifact_location
+    if database is not None and location.endswith("/mlartifacts") and location != artifacts:
         raise QuantspikeError(
             f"{database} was created in another folder, where its artifacts are: delete it, then publish again; "
             "everything in it is rebuilt from the result files"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quantspike.tracking.store import EXPERIMENT, connect, errors_explained, sqlite_file
+from quantspike.tracking.store import connect, errors_explained, find_experiment, sqlite_file
 
 _TAG = "mlflow.sharedViewState."  # prefix of the tags that hold views; an address names the rest
 _OVERVIEW = "overview"  # the view of all runs
@@ -38,12 +38,15 @@ def published_views(uri: str) -> tuple[str, list[str]] | None:
     """Return the number of the experiment, which its page is found by, and the names of its views, all runs first.
 
     Before anything is published, return None.
+
+    Raises:
+        QuantspikeError: the store cannot be used, or the experiment is deleted.
     """
     database = sqlite_file(uri)
     if database is not None and not database.exists():
         return None
     with errors_explained(uri):
-        experiment = connect(uri).get_experiment_by_name(EXPERIMENT)
+        experiment = find_experiment(connect(uri), uri)
     if experiment is None:
         return None
     names = sorted(name.removeprefix(_TAG) for name in experiment.tags if name.startswith(_TAG))

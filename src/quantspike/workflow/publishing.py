@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,8 @@ from torch import Tensor, nn
 
 from quantspike.data.dataset import load_dataset
 from quantspike.errors import QuantspikeError
-from quantspike.networks.architecture import architecture_of
 from quantspike.params import Setting
-from quantspike.paths import Run, plots_folder
+from quantspike.paths import Run, plots_folder, project_root
 from quantspike.reporting.palette import color_of
 from quantspike.reporting.results import RunResult, SpikingResult, result_files
 from quantspike.tracking.live import LiveRun
@@ -22,7 +22,7 @@ from quantspike.tracking.models import ImageClassifier, TrackedModel
 from quantspike.tracking.publish import TrackedRun, publish
 from quantspike.tracking.store import enabled, shown_uri, tracking_uri
 from quantspike.tracking.view import view_tags
-from quantspike.training.checkpoints import load_checkpoint
+from quantspike.training.checkpoints import load_network
 
 Points = list[tuple[int, float]]
 """A curve: step and value."""
@@ -31,7 +31,8 @@ Points = list[tuple[int, float]]
 def publish_results(results: Sequence[RunResult], root: Path) -> None:
     """Make MLflow show the results, and print one line about it.
 
-    Trouble with MLflow is a warning, not an error: the files are the results.
+    Trouble with MLflow is a warning, not an error: the files are the results. From the copy of an experiment nothing is
+    published: its runs would replace those of the project, which have the same keys.
 
     Args:
         results: of finished runs.
@@ -39,6 +40,10 @@ def publish_results(results: Sequence[RunResult], root: Path) -> None:
     """
     if not enabled():
         print("MLflow: tracking is off (QUANTSPIKE_TRACKING), nothing published")
+        return
+    if project_root(root) != root:
+        name = os.environ.get("DVC_EXP_NAME", "NAME")
+        print(f"MLflow: nothing published from a copy of the project: `dvc exp apply {name}`, then `make publish`")
         return
     uri = tracking_uri(root)
     views = view_tags((result.run.profile, result.run.model) for result in results)
@@ -127,9 +132,8 @@ def _model(result: RunResult) -> TrackedModel | None:
 
     def load() -> tuple[nn.Module, Tensor]:
         data = load_dataset(run.dataset)
-        architecture = architecture_of(run, data.channels, data.classes)
         images = torch.zeros(2, data.channels, data.image_size, data.image_size, dtype=torch.uint8)
-        return ImageClassifier(load_checkpoint(run.network, architecture, run.k).network), images
+        return ImageClassifier(load_network(run, data).network), images
 
     precision = "fp32" if run.k == "fp32" else f"k{run.k}"
     files = [path for path in (run.integer_network,) if path.is_file()]
@@ -165,7 +169,8 @@ def _finals(result: RunResult) -> dict[str, float]:
         snn = result.simulation
         finals |= {"snn_accuracy": snn.accuracy, "integer_accuracy": snn.integer_accuracy}
         finals |= {"ann_agreement": snn.ann_agreement, "differing_predictions": snn.differing_predictions}
-        finals |= {"stable_step": snn.stable_step, "settled_step": snn.settled_step, "unsettled": snn.unsettled}
+        finals |= {"stable_step": snn.stable_step, "settled_step": snn.settled_step}
+        finals |= {"unsettled_at_T": snn.unsettled_at_T}
         finals |= {"positive_spikes": snn.positive_spikes, "negative_spikes": snn.negative_spikes}
         finals |= {"synops": snn.synops, "least_synops": snn.least_synops}
         for delay, (settled_step, synops) in list(result.cost_by_delay.items())[1:]:
@@ -188,7 +193,7 @@ def _description(result: RunResult) -> str:
             (f"accuracy of the SNN after {snn.steps} steps", f"{snn.accuracy:.2%}"),
             ("accuracy of the integer network", f"{snn.integer_accuracy:.2%}"),
             ("images that SNN and integer network predict differently", f"{snn.differing_predictions:,}"),
-            ("stable step (accuracy no longer changes)", str(snn.stable_step)),
+            ("stable step (accuracy no longer changes)", str(snn.stable_step or "none: T too small")),
             ("settled step (every neuron settled)", "never" if snn.settled_step is None else str(snn.settled_step)),
             ("synaptic operations (SOPs) per image", f"{snn.synops:,.0f}"),
             ("positive spikes per image", f"{snn.positive_spikes:,.0f}"),
