@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 from quantspike import files
 from quantspike.networks.architecture import Architecture, architecture_of, macs
 from quantspike.params import Params
@@ -19,13 +21,12 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 CNN1 = Architecture.parse(LAYERS["cnn1"], image_size=24)
 
 PAPER: dict[str, Any] = {
-    "data": {"source": "cifar10", "crop": 24},
+    "data": {"source": "cifar10", "crop": 24, "held_out": 0},
     "width": 1.0,
     "recipe": {
         "optimizer": "adam",
         "batch_size": 200,
         "label_smoothing": 0,
-        "validation": 0,
         "shift": 4,
         "flip": "random",
         "brightness": 63,
@@ -133,6 +134,31 @@ def change_json(path: Path, **changes: Any) -> None:
     files.write_json(path, json.loads(path.read_text()) | changes)
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from((2**53, 10**18, 10**400)),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=9), inside, max_size=3),
+    max_leaves=6,
+)
+"""Any content of a JSON file; Python writes NaN and infinity, too."""
+
+_DAMAGE = (b"\0" * 40, b"1e400", b"-inf", b"nan", b"9" * 5000, b"[" * 20_000, b"\n", b",", b'"', b"-", b"\xff", b"1e18")
+
+
+@st.composite
+def mutations(draw: st.DrawFn, content: bytes) -> bytes:
+    """Replace some of the bytes by others, or by what parsers stumble over; or cut the end off."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(content)))
+        stop = draw(st.integers(start, start + 8) | st.just(len(content)))
+        content = content[:start] + draw(st.binary(max_size=4) | st.sampled_from(_DAMAGE)) + content[stop:]
+    return content
+
+
 def weights(architecture: Architecture) -> int:
     """Return the weights of all layers and of the classifier."""
     kernels = sum(layer.out_channels * layer.in_channels * layer.kernel**2 for layer in architecture.layers)
@@ -151,7 +177,7 @@ def _make_training(run: Run, accuracy: float) -> None:
         rates = [part.learning_rate for part in parts for _ in range(part.epochs)]
         loss = 0.3 if name == "finetune" else 1.5
         rows = [
-            (epoch, loss / epoch, 1 - loss / (epoch + 2), None, accuracy - loss / (epoch + 9), rate)
+            (epoch, loss / epoch, 1 - loss / (epoch + 2), accuracy - loss / (epoch + 9), rate)
             for epoch, rate in enumerate(rates, start=1)
         ]
         _write_csv(run.metrics / f"{name}.csv", ["epoch", *MEASURES], rows)
@@ -197,15 +223,15 @@ def _make_spiking(run: Run, k: int, accuracy: float, images: int, architecture: 
         "accuracy": rows[-1][1],
         "ann_agreement": 1.0 if one else 0.989,
         "differing_predictions": 0,
-        "stable_step": min(steps, stable + 9 * delays[0]),
+        "stable_step": min(steps, stable + 9 * delays[0]) if rows[-1][6] == 1 else None,
         "settled_step": settled + 9 * delays[0] if rows[-1][6] == 1 else None,
-        "unsettled": round((1 - rows[-1][6]) * images),
+        "unsettled_at_T": round((1 - rows[-1][6]) * images),
         "largest_counts": [3 * 2**k] * len(architecture.layers),
         **dict(zip(COUNTS[:4], rows[-1][2:6], strict=True)),
         "least_synops": 0.7 * 270e6 * 1.64**k * scales[3],
     }
     files.write_json(run.metrics / "simulate.json", simulation)
-    certificate = {"images": images, "settle_limit": limit, "settled": images, "mismatches": 0}
+    certificate = {"images": images, "settle_limit": limit, "settled_by_limit": images, "mismatches": 0}
     files.write_json(run.metrics / "certificate.json", certificate)
 
 

@@ -21,6 +21,7 @@ from draw_figures import (
     CASES,
     PRICES,
     bars_of,
+    compare,
     comparison_of,
     error_bars_of,
     figure_of,
@@ -28,6 +29,7 @@ from draw_figures import (
     legends_of,
     results_of,
     texts_of,
+    without_spikes,
 )
 from quantspike.errors import QuantspikeError
 from quantspike.reporting.figures import FIGURES, LOG_FIGURES
@@ -93,6 +95,21 @@ def test_logs_without_any_spike_are_drawn_without_a_warning(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_room(LOG_FIGURES[name](comparison_of_logs(TWO, None, spiking=False)))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_networks_without_any_spike_are_drawn_without_a_warning_and_named_as_such(name: str) -> None:
+    # Of k = 0 and 2 only the latter is silent; then both are.
+    for silent, named in (((2,), ["k = 2, no spikes"]), ((0, 2), ["k = 0, no spikes", "k = 2, no spikes"])):
+        results = [without_spikes(one) if one.run.k in silent else one for one in results_of("seeds of digits")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure = FIGURES[name](compare(results))
+            check_room(figure)
+        # Nothing is counted below zero.
+        assert name not in ("layers", "sops", "sparsity") or all(axes.get_ylim()[0] == 0 for axes in figure.axes)
+        words = {" ".join(text.get_text().split()).removesuffix(":") for text in texts_of(figure)}
+        assert all(any(one in word for word in words) for one in named)
 
 
 # Colours

@@ -29,7 +29,7 @@ def tiny_results() -> list[RunResult]:
 
     The activations of its layers take 64, 24 and 30 multiply-accumulates (see test_energy).
     """
-    tiny = {"layers": "2C3-P2-3", "data": {"source": "digits", "crop": 4}, "images": data_set("digits")}
+    tiny = {"layers": "2C3-P2-3", "data": {"source": "digits", "crop": 4, "held_out": 0}, "images": data_set("digits")}
     with TemporaryDirectory() as folder:
         return make_results(Path(folder), k=(1,), simulate__steps=3, **tiny)
 

@@ -70,7 +70,7 @@ def test_the_words_below_say_the_same_as_the_marks() -> None:
     head, *rows = table_of(figure.axes[2])
     assert head == ["", "● 0.1 points", "■ 0.5 points", "▲ 1 point", "D = 0", "least", "accuracy (%)"]
     title = " ".join(figure.axes[2].get_title(loc="left").split())
-    assert "stays within so many percentage points of the final accuracy, or above (layer delay 0), and up to" in title
+    assert "stays within so many percentage points of that after step 100, or above (layer delay 0), and up to" in title
     for k, (name, *stops, settled, least, accuracy) in enumerate(rows):
         assert name == f"k = {k}"
         (steps,) = [result.steps for result in spiking_results(results_of("published")) if result.run.k == k]
@@ -197,6 +197,13 @@ def test_a_long_name_is_shortened_in_the_middle_in_the_table_alone() -> None:
     figures = [frontier(hand_made(([0.1, 0.9], [10, 20]), name=name)) for name in names]
     assert [table_of(figure.axes[2])[1][0] for figure in figures] == [names[0], "k = 1, metr…mo/cnn1-1-0"]
     assert legend_of(figures[1]) == [names[1]]
+
+
+def test_marks_before_the_first_operation_are_left_out_since_a_logarithmic_axis_has_no_zero() -> None:
+    # The accuracy never changes, so the simulation may stop after the first step, without any operation.
+    figure = frontier(hand_made(([0.1, 0.1], [0, 50])))
+    assert [marks_of(axes, color_of(1)) for axes in figure.axes[:2]] == [{}, {}]
+    assert table_of(figure.axes[2])[1][1] == "0, step 1"
 
 
 def test_a_network_that_never_spikes_is_drawn() -> None:

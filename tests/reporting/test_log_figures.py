@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -53,6 +55,19 @@ def test_up_to_four_logs_of_one_k_or_of_none_never_look_alike(tmp_path: Path) ->
         assert [one.style for one in same] == ["-", "--", "-.", ":"]
     assert [one.color for one in series[1::3]] == [spare_color(index) for index in range(4)]
     assert len({(one.color, one.style) for one in series}) == len({one.name for one in series}) == 12
+
+
+def test_sixteen_logs_without_a_k_are_told_apart(tmp_path: Path) -> None:
+    log = write(tmp_path / "k1B1")
+    series = compare_logs([(log, None, f"k{index}B1") for index in range(16)]).series
+    assert len({(one.color, one.style) for one in series}) == 16
+
+
+def test_bars_without_negative_spikes_leave_room_above_them(tmp_path: Path) -> None:
+    log = replace(write(tmp_path / "k1"), negative_spikes=np.zeros(3, np.int64))
+    (axes,) = LOG_FIGURES["sparsity"](compare_logs([(log, 1, "")])).axes
+    (bar,) = axes.patches
+    assert axes.get_ylim() == (0, pytest.approx(1.2 * bar.get_height()))
 
 
 def test_the_published_network_lends_its_curves_neurons_and_operations(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from make_results import mutations
 from quantspike.errors import QuantspikeError
 from quantspike.reporting.logs import (
     CORRECT,
@@ -226,7 +227,7 @@ LAYOUTS: dict[str, tuple[Content, dict[str, int], str]] = {
         VALID | {NET_SPIKES: VALID[NET_SPIKES][:8]},
         {"images": 5, "steps": 4},
         "spike_collect.txt, line 8: the file ends here, but the other files have accuracy.txt 12, spike_num.txt 12, "
-        "sop_num.txt 12 lines; all four have a line per batch and step: write or copy",
+        "sop_num.txt 12 lines; all of them have a line per batch and step: write or copy",
     ),
     "more batches than images": (
         VALID,
@@ -276,6 +277,39 @@ def test_what_is_not_a_folder_is_named(tmp_path: Path, read: Callable[[Path], ob
             read(tmp_path / name)
 
 
+def test_a_file_of_more_bytes_than_its_lines_can_have_is_not_read(tmp_path: Path) -> None:
+    # 5 images make at most 5 batches of 4 lines, of 64 bytes each.
+    path = write(tmp_path, VALID) / SYNOPS
+    path.write_text(f"{'0' * (1280 - 12 * 2)}6\n" + "6\n" * 11)
+    assert read_logs(tmp_path, images=5, steps=4).synops.tolist() == [18] * 4
+    path.write_text(f"{'0' * (1281 - 12 * 2)}6\n" + "6\n" * 11)
+    message = r"sop_num\.txt has 1,281 bytes, too many for the 20 lines that there can be: it is not a log, or --images"
+    with pytest.raises(QuantspikeError, match=message):
+        read_logs(tmp_path, images=5, steps=4)
+
+
+@settings(deadline=None)
+@given(data=st.data(), name=st.sampled_from(FILES))
+def test_whatever_happens_to_the_bytes_of_a_log_it_is_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+) -> None:
+    folder = write(tmp_path_factory.mktemp("logs"), VALID)
+    (folder / name).write_bytes(data.draw(mutations((folder / name).read_bytes())))
+    found, message = None, ""
+    try:
+        found = read_logs(folder, images=5, steps=4)
+    except QuantspikeError as error:
+        message = str(error)
+    if found is None:
+        assert str(folder / name) in message or "the other files have" in message
+    else:
+        assert (found.images, found.steps, found.batches) == (5, 4, 3)
+        assert set(found.correct.tolist()) <= set(range(6))
+        rising = (found.positive_spikes, found.negative_spikes, found.synops)
+        assert all((np.diff(one, prepend=0) >= 0).all() for one in rising)
+        assert table([found])
+
+
 # Folders and their names
 
 
@@ -293,12 +327,32 @@ def test_folders_of_k_are_found_by_number_and_after_logs_of_the_folder_itself(tm
         read_logs(tmp_path / "k1", images=5, steps=4)
 
 
+def test_folders_of_any_name_are_found_by_their_files_and_net_spikes_may_be_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = {name: numbers for name, numbers in VALID.items() if name != NET_SPIKES}
+    for name in ("k10B1", "k2B1", "k2B0", "run 1"):
+        write(tmp_path / name, three)
+    (tmp_path / "other").mkdir()
+    folders = find_logs(tmp_path)
+    assert [folder.name for folder in folders] == ["k2B0", "k2B1", "k10B1", "run 1"]
+    logs = [read_logs(folder, images=5, steps=4, batch=2) for folder in folders]
+    # All 6 + 7 + 12 spikes are positive.
+    assert counts(logs[0]) == [[2, 2, 4, 4], [10, 17, 23, 25], [0, 0, 0, 0], [30, 51, 69, 75]]
+    assert [(k, name) for _, k, name in labelled(logs)] == [(None, folder.name) for folder in folders]
+    note = f"note: {folders[0]} has no spike_collect.txt: read as a network without negative spikes"
+    assert capsys.readouterr().err.splitlines()[0] == note
+    (folders[0] / SPIKES).unlink()
+    with pytest.raises(QuantspikeError, match=r"/k2B0 lacks spike_num\.txt: expected accuracy\.txt"):
+        read_logs(folders[0], images=5, steps=4)
+
+
 def test_a_folder_without_logs_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     for name in "abcdefghij":
         (tmp_path / name).mkdir()
     message = (
         f"{tmp_path} holds no logs: expected accuracy.txt, spike_num.txt, spike_collect.txt, sop_num.txt or folders "
-        "k0, k1, ... with them, found a/, b/, c/, d/, e/, f/, g/, h/ and 2 more; name the folder that holds them"
+        "with them, found a/, b/, c/, d/, e/, f/, g/, h/ and 2 more; name the folder that holds them"
     )
     with pytest.raises(QuantspikeError, match=f"^{re.escape(message)}$"):
         find_logs(tmp_path)

@@ -104,7 +104,6 @@ def test_the_profile_paper_is_the_published_protocol() -> None:
         ({"recipe__batch_size": 100}, "recipe.batch_size 100 (200)"),
         ({"recipe__label_smoothing": 0.1}, "recipe.label_smoothing 0.1 (0)"),
         ({"recipe__shift": 3}, "recipe.shift 3 (4)"),
-        ({"recipe__validation": 5000}, "recipe.validation 5000 (0)"),
         ({"recipe__flip": "alternating"}, "recipe.flip alternating (random)"),
         ({"recipe__brightness": 0}, "recipe.brightness 0 (63)"),
         ({"recipe__clip": 4.0}, "recipe.clip 4 (none)"),

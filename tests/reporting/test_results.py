@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from make_results import change_json, data_set, make_grid, make_params, make_run
+from make_results import JSON, change_json, data_set, make_grid, make_params, make_run, mutations
 from quantspike.errors import QuantspikeError
 from quantspike.paths import Run, find_run
 from quantspike.reporting.published import LAYERS
@@ -24,6 +27,7 @@ from quantspike.reporting.results import (
     read_finished,
     read_run,
 )
+from quantspike.reporting.summary import console_table
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_a_spiking_run_is_read_in_full(grid: list[Run]) -> None:
     assert (result.simulation.stable_step, result.simulation.settled_step) == (62, 89)
     assert result.simulation.largest_counts == [6] * 10  # 3 x 2^k in every layer of the made-up networks
     assert result.certificate.equal == 10_000
-    assert result.certificate.model_copy(update={"settled": 9_990, "mismatches": 3}).equal == 9_987
+    assert result.certificate.model_copy(update={"settled_by_limit": 9_990, "mismatches": 3}).equal == 9_987
     assert result.steps["step"].tolist() == list(range(1, 101))
     assert len(result.layers) == 100 * 10
     assert result.architecture.text == "96C3-256C3-P2-384C3-P2-384C3-256C3-P2-1024-1024"
@@ -76,7 +80,6 @@ def test_epochs_count_on_over_the_two_phases_of_a_k(grid: list[Run]) -> None:
     training = read_run(grid[1]).training
     assert training["epoch"].tolist() == list(range(1, 201))
     assert training["phase"].tolist() == ["train"] * 100 + ["finetune"] * 100
-    assert training["validation_accuracy"].isna().all()
 
 
 def test_a_baseline_has_a_training_of_its_own_and_no_spikes(grid: list[Run]) -> None:
@@ -199,6 +202,9 @@ def test_a_missing_or_damaged_file_is_named(run: Run, name: str) -> None:
         ("simulate.json", {"largest_counts": [3] * 9}, "9 largest_counts, expected one for each of the 10 layers"),
         ("simulate.json", {"stable_step": 0}, "stable_step: Input should be greater than or equal to 1"),
         ("simulate.json", {"images": 9_000}, "9000 images, but evaluate.json has 10000"),
+        ("simulate.json", {"positive_spikes": 10**400}, "positive_spikes: Input should be a valid number"),
+        ("simulate.json", {"steps": 10**16}, "steps: Input should be less than or equal to 9007199254740992"),
+        ("evaluate.json", {"macs": 10**400}, "macs: Input should be less than or equal to 9007199254740992"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(run: Run, name: str, changes: dict[str, Any], message: str) -> None:
@@ -207,27 +213,30 @@ def test_a_value_that_is_not_allowed_is_named(run: Run, name: str, changes: dict
         read_run(run)
 
 
-def test_a_file_that_holds_a_list_is_damaged(run: Run) -> None:
-    (run.metrics / "simulate.json").write_text("[]")
-    with pytest.raises(
-        QuantspikeError, match=r"simulate\.json is damaged \(the whole file: Input should be a valid dict"
-    ):
-        read_run(run)
-
-
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("train.csv", lambda table: table.drop(index=1), "epoch must count from 1 to 99, line by line"),
-        ("train.csv", lambda table: table[:0], "epoch must count from 1 to 1, line by line"),
+        ("train.csv", lambda table: table.drop(index=1), "epoch must count from 1 to 100, line by line"),
+        ("train.csv", lambda table: table[:-1], "epoch must count from 1 to 100, line by line"),
+        ("finetune.csv", lambda table: table[:0], "epoch must count from 1 to 100, line by line"),
         ("simulate.csv", lambda table: table[:-1], "step must count from 1 to 100, line by line"),
         (
             "simulate.csv",
             lambda table: table.drop(columns="settled"),
             "it has the columns .*,synops, expected .*,settled",
         ),
-        ("simulate.csv", lambda table: table.assign(accuracy=None), "accuracy must be a number in every line"),
-        ("simulate.csv", lambda table: table.assign(accuracy="high"), "accuracy must be a number in every line"),
+        (
+            "simulate.csv",
+            lambda table: table.assign(accuracy=None),
+            "accuracy must be a number from 0 to 1 in every line",
+        ),
+        *(
+            ("simulate.csv", lambda table, value=value: table.assign(accuracy=value), "accuracy must be a number from")
+            for value in ("high", "inf", "1e400", "1" + "0" * 400, "True", 1.01, -0.01)
+        ),
+        ("simulate.csv", lambda table: table.assign(synops=-1), "synops must be a number from 0 to 9007199254740992"),
+        ("simulate.csv", lambda table: table.assign(net_spikes=-1e300), "net_spikes must be a number from -9007199254"),
+        ("train.csv", lambda table: table.assign(loss=""), "loss must be a number from 0"),
         (
             "simulate_delays.csv",
             lambda table: table[:-1],
@@ -249,3 +258,95 @@ def test_a_table_that_cannot_be_what_was_written_is_refused(
     change(pd.read_csv(run.metrics / name)).to_csv(run.metrics / name, index=False)
     with pytest.raises(QuantspikeError, match=rf"{re.escape(name)} is damaged \({message}"):
         read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", "the whole file: Input should be a valid dict"),
+        (b'{"steps":' * 100_000, "RecursionError: maximum recursion depth exceeded"),
+        (b"[" * 100_000, "RecursionError: maximum recursion depth exceeded"),
+        (b'{"steps": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
+    ],
+    ids=["a list", "deep objects", "deep lists", "5000 digits"],
+)
+def test_json_of_another_shape_is_damaged(run: Run, content: bytes, message: str) -> None:
+    (run.metrics / "simulate.json").write_bytes(content)
+    with pytest.raises(QuantspikeError, match=rf"simulate\.json is damaged \({message}"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(("layers", "name"), [("cnn1", "simulate_layers.csv"), ("cnn2", "simulate.csv")])
+def test_a_number_of_steps_is_compared_with_the_lines_before_it_takes_memory(run: Run, layers: str, name: str) -> None:
+    change_json(run.metrics / "simulate.json", steps=10**12)
+    # The layers of a network of another size are not compared.
+    with pytest.raises(QuantspikeError, match=rf"{re.escape(name)} is damaged \(.* 1000000000000"):
+        read_run(replace(run, layers=LAYERS[layers]))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+@pytest.mark.parametrize("name", [name for name in SPIKING_FILES if name.endswith(".csv")])
+def test_a_table_that_is_cut_off_within_its_last_line_is_damaged(run: Run, name: str, cut: int) -> None:
+    path = run.metrics / name
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(QuantspikeError, match=rf"{re.escape(name)} is damaged \(its last line is cut off\)"):
+        read_run(run)
+
+
+@pytest.mark.parametrize("more", ["0,{}", "{},0"])
+def test_lines_with_more_cells_than_titles_are_damaged(run: Run, more: str) -> None:
+    path = run.metrics / "simulate.csv"
+    head, *lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line}\n" for line in (head, *map(more.format, lines))))
+    with pytest.raises(
+        QuantspikeError, match=r"simulate\.csv is damaged \(it has the columns .* as many cells in every"
+    ):
+        read_run(run)
+
+
+# Fuzzing
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of a few steps and epochs; not to be changed."""
+    short = {"baseline": [{"epochs": 1, "learning_rate": 1e-3}], "train__epochs": 2, "finetune__epochs": 1}
+    params = make_params(simulate__steps=3, simulate__layer_delay=[0, 1], **short)
+    run = find_run(params, "paper", "cnn1", 0, 0, tmp_path_factory.mktemp("small"))
+    make_run(run)
+    return run
+
+
+def check_read(run: Run, name: str, content: bytes) -> None:
+    """Check that a run with this file is read and shown, or that the file is named; then put its own content back."""
+    path = run.metrics / name
+    valid = path.read_bytes()
+    path.write_bytes(content)
+    message = ""
+    try:
+        result = read_run(run)
+        assert isinstance(outdated(result), list)
+        assert console_table([result])
+    except QuantspikeError as error:
+        message = str(error)
+    finally:
+        path.write_bytes(valid)
+    assert not message or re.match(rf"{re.escape(str(run.metrics))}/\w+\.(csv|json) is damaged \(", message)
+
+
+@settings(deadline=None)
+@given(data=st.data(), name=st.sampled_from(SPIKING_FILES))
+def test_whatever_happens_to_the_bytes_of_a_file_it_is_read_or_named(
+    small: Run, data: st.DataObject, name: str
+) -> None:
+    check_read(small, name, data.draw(mutations((small.metrics / name).read_bytes())))
+
+
+@settings(deadline=None)
+@given(data=st.data(), name=st.sampled_from([name for name in SPIKING_FILES if name.endswith(".json")]))
+def test_whatever_json_a_file_or_one_of_its_values_is_it_is_read_or_named(
+    small: Run, data: st.DataObject, name: str
+) -> None:
+    valid = json.loads((small.metrics / name).read_bytes())
+    key, value = data.draw(st.sampled_from(["", *valid])), data.draw(JSON)
+    check_read(small, name, json.dumps(valid | {key: value} if key else value).encode())

@@ -52,7 +52,7 @@ def test_the_file_of_runs_keeps_whole_numbers_whole_and_gaps_empty(results: list
         == ",".join(RUNS_COLUMNS)
         == (
             "profile,model,k,seed,images,ann_accuracy,integer_accuracy,snn_accuracy,ann_agreement,differing_predictions,"
-            "stable_step,settled_step,unsettled,equal,positive_spikes,negative_spikes,synops,least_synops,ann_macs,"
+            "stable_step,settled_step,unsettled_at_T,equal,positive_spikes,negative_spikes,synops,least_synops,ann_macs,"
             "published_ann_accuracy,published_snn_accuracy,published_stable_step,published_synops,"
             "published_positive_spikes,published_negative_spikes"
         )
@@ -62,8 +62,8 @@ def test_the_file_of_runs_keeps_whole_numbers_whole_and_gaps_empty(results: list
         "paper,cnn1,0,0,10000,0.926,0.9264,0.9264,0.989,0,29,56,0,10000,"
         "160000.0,41000.0,270000000.0,189000000.0,399190016,,0.9264,29,270161535,160087,41371"
     )
-    # k = 2 never settled: nothing between its stable step, 95, and 10,000 x 22 / 122 unsettled images.
-    assert ",95,,1803," in lines[4]
+    # k = 2 is not settled at T: neither stable nor settled step, and 10,000 x 22 / 122 unsettled images.
+    assert ",0,,,1803," in lines[4]
 
 
 def test_the_summary_of_single_seeds_is_that_of_the_runs_without_spread(
@@ -94,14 +94,15 @@ def test_means_and_spread_are_over_the_seeds(seeds: list[Run]) -> None:
     assert (row["snn_accuracy_mean"], row["snn_accuracy_difference"]) == (pytest.approx(0.9269), pytest.approx(0.0005))
 
 
-def test_images_are_summed_over_the_seeds_and_one_that_did_not_settle_leaves_no_step(seeds: list[Run]) -> None:
-    change_json(seeds[4].metrics / "simulate.json", differing_predictions=2, unsettled=5, settled_step=None)
+def test_images_are_summed_over_the_seeds_and_one_that_is_not_settled_at_T_leaves_no_step(seeds: list[Run]) -> None:
+    change_json(seeds[4].metrics / "simulate.json", differing_predictions=2, unsettled_at_T=5, settled_step=None)
+    change_json(seeds[4].metrics / "simulate.json", stable_step=None)
     change_json(seeds[5].metrics / "simulate.json", differing_predictions=1)
     row = summary_table(read_all(seeds)).iloc[1]
-    counts = ["images", "simulated_images", "differing_predictions", "unsettled", "equal"]
+    counts = ["images", "simulated_images", "differing_predictions", "unsettled_at_T", "equal"]
     assert row[counts].tolist() == [10_000, 30_000, 3, 5, 30_000]
-    assert row[["settled_step_mean", "settled_step_std"]].isna().all()
-    assert row["stable_step_mean"] == 29
+    steps = ("settled_step_mean", "settled_step_std", "stable_step_mean", "stable_step_std", "stable_step_difference")
+    assert row[list(steps)].isna().all()
 
 
 def test_seeds_on_different_images_are_not_averaged(tmp_path: Path) -> None:

@@ -115,9 +115,10 @@ def test_totals_are_the_values_at_the_last_step(trace: Trace) -> None:
         "accuracy": 4 / 5,
         "ann_agreement": 4 / 5,
         "differing_predictions": 0,
-        "stable_step": 3,
+        # Image 5 settles at step 6: it may change the accuracy after the last step.
+        "stable_step": None,
         "settled_step": None,
-        "unsettled": 1,
+        "unsettled_at_T": 1,
         "largest_counts": [3, 1],
         "positive_spikes": 4.0,
         "negative_spikes": 1.0,
@@ -128,16 +129,17 @@ def test_totals_are_the_values_at_the_last_step(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settled_step", "settled", "last", "unsettled"),
-    [([3, 1, 3, 1, 4], [2, 2, 4, 5], 4, 0), ([0, 0, 3, 0, 0], [0, 0, 1, 1], None, 4)],
+    ("settled_step", "settled", "last", "stable", "unsettled"),
+    [([3, 1, 3, 1, 4], [2, 2, 4, 5], 4, 3, 0), ([0, 0, 3, 0, 0], [0, 0, 1, 1], None, None, 4)],
 )
-def test_the_settled_step_is_the_first_with_all_images_settled(
-    trace: Trace, settled_step: list[int], settled: list[int], last: int | None, unsettled: int
+def test_settled_and_stable_step_are_there_only_with_all_images_settled_at_T(
+    trace: Trace, settled_step: list[int], settled: list[int], last: int | None, stable: int | None, unsettled: int
 ) -> None:
     other = replace(trace, settled_step=np.array(settled_step), final_predictions=np.array([1, 2, 2, 1, 2]))
     assert other.settled.sum(axis=1).tolist() == settled
     found = totals(other, LABELS, ANN, 0)
-    assert (found["settled_step"], found["unsettled"], found["differing_predictions"]) == (last, unsettled, 2)
+    assert (found["settled_step"], found["stable_step"]) == (last, stable)
+    assert (found["unsettled_at_T"], found["differing_predictions"]) == (unsettled, 2)
 
 
 def test_a_certificate_counts_images_that_settle_after_the_last_step(trace: Trace) -> None:
@@ -146,7 +148,7 @@ def test_a_certificate_counts_images_that_settle_after_the_last_step(trace: Trac
         "layers": 2,
         "neurons": 11,
         "settle_limit": 10,
-        "settled": 5,
+        "settled_by_limit": 5,
         "unsettled_at_limit": 0,
         "first_settling_step": 1,
         "last_settling_step": 6,
@@ -154,7 +156,9 @@ def test_a_certificate_counts_images_that_settle_after_the_last_step(trace: Trac
         "mismatches": 0,
         "first_mismatch": None,
     }
-    assert verdict(trace) == "5 of 5 images settled by step 6, equal to the integer network in every net count"
+    equal = "5 of 5 images settled by step 6, equal to the integer network in every net count"
+    assert verdict(trace) == f"{equal}; 1 not settled at T = 4: simulate.steps is too small for a stable step"
+    assert verdict(replace(trace, settled_step=np.array([3, 1, 3, 1, 4]))) == equal.replace("6", "4")
     check_proved({0: trace})
 
 
@@ -162,10 +166,10 @@ def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
     first = Mismatch(image=2, layer=1, channel=0, y=1, x=0, spiking=3, integer=4)
     wrong = replace(trace, settled_step=np.array([3, 0, 3, 1, 0]), mismatching_images=2, first_mismatch=first)
     found = certificate(wrong, ARCHITECTURE, 10)
-    assert [found[name] for name in ("settled", "unsettled_at_limit", "equal", "mismatches")] == [3, 2, 1, 2]
+    assert [found[name] for name in ("settled_by_limit", "unsettled_at_limit", "equal", "mismatches")] == [3, 2, 1, 2]
     keys = ("image", "layer", "channel", "y", "x", "spiking", "integer")
     assert found["first_mismatch"] == dict(zip(keys, (2, 1, 0, 1, 0, 3, 4), strict=True))
-    assert verdict(wrong).endswith("; 2 had not settled by the settling limit")
+    assert "; 2 not settled by settle_limit; 2 not settled at T = 4: " in verdict(wrong)
     with pytest.raises(QuantspikeError, match=r"2 images .* first image 2, layer 1, channel 0, y 1, x 0: 3 as"):
         check_proved({0: wrong})
 
@@ -173,10 +177,10 @@ def test_a_certificate_names_what_is_wrong(trace: Trace) -> None:
 def test_a_certificate_without_any_settled_image_has_no_settling_steps(trace: Trace) -> None:
     never = replace(trace, settled_step=np.zeros(5, np.int64))
     found = certificate(never, ARCHITECTURE, 10)
-    assert (found["settled"], found["equal"], found["unsettled_at_limit"]) == (0, 0, 5)
+    assert (found["settled_by_limit"], found["equal"], found["unsettled_at_limit"]) == (0, 0, 5)
     assert (found["first_settling_step"], found["last_settling_step"]) == (None, None)
     assert verdict(never).startswith("0 of 5 images settled")
-    assert verdict(never).endswith("; 5 had not settled by the settling limit")
+    assert "; 5 not settled by settle_limit; 5 not settled at T = 4: " in verdict(never)
 
 
 @pytest.mark.parametrize(

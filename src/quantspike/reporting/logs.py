@@ -2,7 +2,7 @@
 
 A folder holds accuracy.txt, spike_num.txt, spike_collect.txt and sop_num.txt. They have one number per line, for each
 batch in turn one line per step; within a batch: images classified correctly at that step, cumulative spikes, cumulative
-net spikes, cumulative synaptic operations (SOPs).
+net spikes, cumulative synaptic operations (SOPs). Of networks without negative spikes, spike_collect.txt is absent.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ from quantspike.params import LARGEST_K
 from quantspike.reporting.tables import aligned
 
 CORRECT, SPIKES, NET_SPIKES, SYNOPS = FILES = ("accuracy.txt", "spike_num.txt", "spike_collect.txt", "sop_num.txt")
-"""What a folder of logs holds."""
+"""What a folder of logs holds; without negative spikes, `NET_SPIKES` is absent."""
+
+_LONGEST_LINE = 64
+"""Bytes on average; a number takes 25 at most, as `numpy.savetxt` writes it."""
 
 _AGAIN = "write or copy the logs again"
 
@@ -81,27 +85,27 @@ class Logs:
 
 
 def find_logs(folder: Path) -> list[Path]:
-    """Return the folders of logs that a folder stands for: itself, and those named k0, k1, ... in it, in that order.
+    """Return the folders of logs that a folder stands for: itself, and those in it, k2 before k10.
 
-    Folders named k0, k1, ... may lack logs; `read_logs` refuses them.
+    Folders with any of the files count, and those named k0, k1, ...; `read_logs` refuses what they lack.
 
     Raises:
         QuantspikeError: the folder is absent, or it has neither logs nor such folders.
     """
     names = _listing(folder)
     itself = [folder] if any(name in names for name in FILES) else []
-    numbered = {name: int(match[1]) for name in names if (match := re.fullmatch(r"k([0-9]+)/", name))}
-    found = [*itself, *(folder / name for name in sorted(numbered, key=lambda name: numbered[name]))]
+    inside = [name for name in names if re.fullmatch(r"k[0-9]+/", name) or _has_logs(folder / name)]
+    found = [*itself, *(folder / name for name in sorted(inside, key=_by_number))]
     if not found:
         raise QuantspikeError(
-            f"{folder} holds no logs: expected {', '.join(FILES)} or folders k0, k1, ... with them, "
+            f"{folder} holds no logs: expected {', '.join(FILES)} or folders with them, "
             f"found {_enumerated(names)}; name the folder that holds them"
         )
     return found
 
 
 def read_logs(folder: Path, images: int, steps: int, batch: int | None = None) -> Logs:
-    """Read the four files of a folder; whole numbers may be written as floats, in any number of batches.
+    """Read the files of a folder; whole numbers may be written as floats, in any number of batches.
 
     The files do not tell their number of steps. A wrong `steps` shows in numbers that fall within a batch or in more
     correct images than there are; one that divides the true number can go unnoticed if the accuracy is low.
@@ -117,14 +121,11 @@ def read_logs(folder: Path, images: int, steps: int, batch: int | None = None) -
         QuantspikeError: a file is missing or damaged, or the files contradict each other, `images` or `steps`;
             file and line are named.
     """
-    names = _listing(folder)
-    if missing := [name for name in FILES if name not in names]:
-        raise QuantspikeError(
-            f"{folder} lacks {', '.join(missing)}: expected {', '.join(FILES)}, found {_enumerated(names)}; {_AGAIN}"
-        )
-    lines = {folder / name: _read_lines(folder / name) for name in FILES}
+    lines = {folder / name: _read_lines(folder / name, images * steps) for name in _files(folder)}
     batches = _count_batches({path: len(numbers) for path, numbers in lines.items()}, images, steps, batch)
-    correct, spikes, net, synops = (_Log.parse(path, text, batches) for path, text in lines.items())
+    logs = {path.name: _Log.parse(path, text, batches) for path, text in lines.items()}
+    correct, spikes, synops = (logs[name] for name in (CORRECT, SPIKES, SYNOPS))
+    net = logs.get(NET_SPIKES, spikes)
     _check_correct(correct, images)
     _check_cumulative(spikes)
     _check_cumulative(synops)
@@ -244,9 +245,26 @@ def _check_signs(spikes: _Log, net: _Log) -> None:
     )
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file without blank ones at its end."""
+def _files(folder: Path) -> list[str]:
+    """Return the names of a folder's logs, and say so if it has no net spikes: then no spike is negative."""
+    names = _listing(folder)
+    if missing := [name for name in FILES if name not in names and name != NET_SPIKES]:
+        raise QuantspikeError(
+            f"{folder} lacks {', '.join(missing)}: expected {', '.join(FILES)}, found {_enumerated(names)}; {_AGAIN}"
+        )
+    if NET_SPIKES not in names:
+        print(f"note: {folder} has no {NET_SPIKES}: read as a network without negative spikes", file=sys.stderr)
+    return [name for name in FILES if name in names]
+
+
+def _read_lines(path: Path, most: int) -> list[str]:
+    """Return the lines of a file without blank ones at its end, if it has at most so many."""
     try:
+        if (size := path.stat().st_size) > _LONGEST_LINE * most:
+            raise QuantspikeError(
+                f"{path} has {size:,} bytes, too many for the {most:,} lines that there can be: it is not a log, or "
+                "--images or --steps is too small"
+            )
         text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip()
     except OSError as error:
         raise QuantspikeError(f"{path} could not be read: {error}; check the file and its permissions") from error
@@ -260,8 +278,8 @@ def _count_batches(lines: dict[Path, int], images: int, steps: int, batch: int |
     if set(lines.values()) != {count}:
         others = ", ".join(f"{other.name} {n}" for other, n in lines.items() if other != path)
         raise QuantspikeError(
-            f"{path}, line {count}: the file ends here, but the other files have {others} lines; all four have a line "
-            f"per batch and step: {_AGAIN}"
+            f"{path}, line {count}: the file ends here, but the other files have {others} lines; all of them have a "
+            f"line per batch and step: {_AGAIN}"
         )
     batches, rest = divmod(count, steps)
     if rest:
@@ -288,6 +306,15 @@ def _listing(folder: Path) -> list[str]:
         return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
     except OSError as error:
         raise QuantspikeError(f"{folder} could not be read: {error}; name a folder of logs") from error
+
+
+def _has_logs(folder: Path) -> bool:
+    return any(os.path.isfile(folder / name) for name in FILES)
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Return what sorts names with their numbers by size: text and numbers in turn."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _enumerated(names: Sequence[str]) -> str:

@@ -40,7 +40,6 @@ PROTOCOL: Mapping[str, Setting] = MappingProxyType(
         "recipe.optimizer": "adam",
         "recipe.batch_size": 200,
         "recipe.label_smoothing": 0,
-        "recipe.validation": 0,
         "recipe.shift": 4,
         "recipe.flip": "random",
         "recipe.brightness": 63,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +14,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantspike.errors import QuantspikeError
-from quantspike.files import absent, damaged, read_json
+from quantspike.files import damaged, read_json, reading
 from quantspike.networks.architecture import Architecture, architecture_of
 from quantspike.params import Setting
 from quantspike.paths import Run
 from quantspike.reporting.published import PUBLISHED, Published, is_published_network
 
-MEASURES = ("loss", "train_accuracy", "validation_accuracy", "test_accuracy", "learning_rate")
+MEASURES = ("loss", "train_accuracy", "test_accuracy", "learning_rate")
 """What baseline.csv, train.csv and finetune.csv hold per epoch."""
 
 COUNTS = ("positive_spikes", "negative_spikes", "net_spikes", "synops", "settled")
@@ -40,9 +42,13 @@ SPIKING_FILES = (
 )
 """Result files of a quantized run, in its metrics folder."""
 
+_MOST = 2**53
+"""Floats hold every whole number up to it; no count comes near it."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Amount = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Amount = Annotated[float, Field(ge=0, le=_MOST)]
 
 
 class _Content(BaseModel):
@@ -58,29 +64,33 @@ class DataSet(_Content):
     name: str
     train_images: Count
     test_images: Count
-    classes: list[str]
+    classes: Annotated[list[str], Field(min_length=1)]
     sha256: str
 
 
 class Provenance(_Content):
-    """What a network was trained with: settings under dotted names such as `train.epochs`, and the machine."""
+    """What a network was trained with: settings under dotted names such as `train.epochs`, and the machine.
+
+    `threads` of each process are unknown in older files.
+    """
 
     settings: dict[str, Setting]
     arithmetic: Literal["fp32", "bf16"]
     device: str
-    processes: Annotated[int, Field(ge=1)]
+    processes: Positive
+    threads: Positive | None = None
     torch: str
 
 
 class Evaluation(_Content):
     """The trained network: accuracy on the test images, size and multiply-accumulates per image, and its training."""
 
-    images: Annotated[int, Field(ge=1)]
+    images: Positive
     correct: Count
     accuracy: Share
     loss: float
     macs: Count
-    neurons: Annotated[int, Field(ge=1)]
+    neurons: Positive
     weights: Count
     data: DataSet
     provenance: Provenance
@@ -98,21 +108,22 @@ class Simulation(_Content):
 
     `ann_agreement` is the share of images on which the integer network predicts what the trained one does;
     `differing_predictions` counts the images on which the spiking network, once settled or else at the settling
-    limit, does not predict what the integer network does; `unsettled` those not settled after T steps;
-    `largest_counts` holds, for each layer, the largest net count of any neuron and image; `least_synops` is what it
-    would take if every neuron fired its net count and no negative spike: a lower bound for any schedule.
+    limit, does not predict what the integer network does; `unsettled_at_T` those not settled after T steps, with
+    which there is no `stable_step`, since the accuracy may change later; `largest_counts` holds, for each layer, the
+    largest net count of any neuron and image; `least_synops` is what it would take if every neuron fired its net
+    count and no negative spike: a lower bound for any schedule.
     """
 
-    images: Annotated[int, Field(ge=1)]
-    steps: Annotated[int, Field(ge=1)]
+    images: Positive
+    steps: Positive
     layer_delay: Count
     integer_accuracy: Share
     accuracy: Share
     ann_agreement: Share
     differing_predictions: Count
-    stable_step: Annotated[int, Field(ge=1)]
-    settled_step: Annotated[int, Field(ge=1)] | None
-    unsettled: Count
+    stable_step: Positive | None
+    settled_step: Positive | None
+    unsettled_at_T: Count
     largest_counts: list[Count]
     positive_spikes: Amount
     negative_spikes: Amount
@@ -122,17 +133,17 @@ class Simulation(_Content):
 
 
 class Certificate(_Content):
-    """How many images settled, beyond T if need be, and how many of these differ from the integer network."""
+    """How many images settled by `settle_limit`, beyond T, and how many of these differ from the integer network."""
 
     images: Count
-    settle_limit: Annotated[int, Field(ge=1)]
-    settled: Count
+    settle_limit: Positive
+    settled_by_limit: Count
     mismatches: Count
 
     @property
     def equal(self) -> int:
         """Images that settled with every net spike count equal to the integer network's."""
-        return self.settled - self.mismatches
+        return self.settled_by_limit - self.mismatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +285,7 @@ def read_run(run: Run) -> RunResult:
         run=run,
         architecture=architecture_of(run, classes=len(evaluation.data.classes)),
         evaluation=evaluation,
-        training=_read_training(run),
+        training=_read_training(run, evaluation.provenance),
         published=PUBLISHED.get((run.model, run.k)) if comparable else None,
     )
     return result if run.k == "fp32" else _read_spiking(result)
@@ -312,21 +323,24 @@ _Kind = TypeVar("_Kind", bound=_Content)
 
 
 def _read_json(path: Path, kind: type[_Kind]) -> _Kind:
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the whole file"
-        raise damaged(path, f"{place}: {problem['msg']}") from error
+    with reading(path):
+        try:
+            return kind.model_validate(read_json(path))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+            raise damaged(path, f"{place}: {problem['msg']}") from error
 
 
-def _read_training(run: Run) -> pd.DataFrame:
+def _read_training(run: Run, provenance: Provenance) -> pd.DataFrame:
     """Return the phases below each other; the epochs of one count on from those before."""
     phases: list[pd.DataFrame] = []
     for phase in ("baseline",) if run.k == "fp32" else ("train", "finetune"):
         path = run.metrics / f"{phase}.csv"
-        table = _read_table(path, ("epoch", *MEASURES), optional="validation_accuracy")
-        _check_counter(path, table["epoch"], max(len(table), 1))
+        table = _read_table(path, ("epoch", *MEASURES))
+        # A baseline has the epochs of several phases: baseline.0.epochs, baseline.1.epochs.
+        named = {name: n for name, n in provenance.settings.items() if re.fullmatch(rf"{phase}(\.\d+)?\.epochs", name)}
+        _check_counter(path, table["epoch"], sum(n for n in named.values() if isinstance(n, int)))
         before = sum(map(len, phases))
         phases.append(table.assign(phase=phase, epoch=table["epoch"] + before))
     return pd.concat(phases, ignore_index=True)[["phase", "epoch", *MEASURES]]
@@ -339,7 +353,9 @@ def _check_layers(result: RunResult, simulation: Simulation, layers: pd.DataFram
     if len(simulation.largest_counts) != len(expected):
         found = f"{len(simulation.largest_counts)} largest_counts, expected one for each of the {len(expected)} layers"
         raise damaged(folder / "simulate.json", found)
-    if list(zip(layers["layer"], layers["neurons"], strict=True)) != expected * simulation.steps:
+    # Lengths first, here and below: a damaged number of steps would ask for any amount of memory.
+    complete = len(layers) == len(expected) * simulation.steps
+    if not complete or list(zip(layers["layer"], layers["neurons"], strict=True)) != expected * simulation.steps:
         raise damaged(
             folder / "simulate_layers.csv",
             f"expected {simulation.steps} steps with a line for each of the {len(expected)} layers in turn",
@@ -347,32 +363,34 @@ def _check_layers(result: RunResult, simulation: Simulation, layers: pd.DataFram
 
 
 def _check_counter(path: Path, counter: pd.Series[int], last: int) -> None:
-    if counter.tolist() != list(range(1, last + 1)):
+    if len(counter) != last or counter.tolist() != list(range(1, last + 1)):
         raise damaged(path, f"{counter.name} must count from 1 to {last}, line by line")
 
 
 def _check_delays(path: Path, table: pd.DataFrame, simulation: Simulation) -> None:
     """Refuse a file without every step of each layer delay in turn, first of that of simulate.json."""
     delays = list(dict.fromkeys([simulation.layer_delay, *table["layer_delay"]]))
-    expected = [(delay, step) for delay in delays for step in range(1, simulation.steps + 1)]
-    if list(zip(table["layer_delay"], table["step"], strict=True)) != expected:
+    complete = len(table) == len(delays) * simulation.steps
+    expected = ((delay, step) for delay in delays for step in range(1, simulation.steps + 1))
+    if not complete or list(zip(table["layer_delay"], table["step"], strict=True)) != list(expected):
         found = f"expected steps 1 to {simulation.steps} of each layer_delay in turn, {simulation.layer_delay} first"
         raise damaged(path, found)
 
 
-def _read_table(path: Path, columns: tuple[str, ...], optional: str = "") -> pd.DataFrame:
-    """Read a CSV file of numbers with exactly these columns; only the optional one may be empty."""
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise absent(path) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise damaged(path, error) from error
-    if tuple(table.columns) != columns:
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV file of numbers with exactly these columns."""
+    with reading(path):
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            raise damaged(path, "its last line is cut off")
+        table = pd.read_csv(io.BytesIO(content), low_memory=False)
+    # Of lines with more cells than titles, pandas makes the first cells an index.
+    if tuple(table.columns) != columns or content.count(b",") != (len(columns) - 1) * content.count(b"\n"):
         found = ",".join(str(name) for name in table.columns)
-        raise damaged(path, f"it has the columns {found}, expected {','.join(columns)}")
-    for name in columns:
-        complete = table[name].notna().all() or name == optional
-        if len(table) and not (complete and pd.api.types.is_numeric_dtype(table[name])):
-            raise damaged(path, f"{name} must be a number in every line")
+        raise damaged(path, f"it has the columns {found}, expected {','.join(columns)} and as many cells in every line")
+    for name in columns if len(table) else ():
+        low = -_MOST if name == "net_spikes" else 0
+        high = 1 if name == "settled" or name.endswith("accuracy") else _MOST
+        if table[name].dtype.kind not in "iuf" or not table[name].between(low, high).all():
+            raise damaged(path, f"{name} must be a number from {low} to {high} in every line")
     return table

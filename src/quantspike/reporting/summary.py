@@ -77,8 +77,9 @@ def console_table(results: Sequence[RunResult]) -> str:
     rows = _records(runs_table(results))
     columns = [*_CONSOLE, ("SOPs (M)", _number("synops", 1e6, _digits(rows, "synops", 1e6)))]
     if _compared(results):
-        columns.append(("publ. SNN %", _number("published_snn_accuracy", 0.01, 2)))
-    return aligned(_text_table(columns, rows), _WORDS)
+        columns.append(("publ. %", _number("published_snn_accuracy", 0.01, 2)))
+    note = f"\nstable: {_NOT_STABLE}" if _unstable(results) else ""
+    return aligned(_text_table(columns, rows), _WORDS) + note
 
 
 def _paper_tables(results: Sequence[RunResult]) -> list[TextTable]:
@@ -124,6 +125,10 @@ def _one_number(results: Sequence[RunResult]) -> bool:
     )
 
 
+def _unstable(results: Sequence[RunResult]) -> bool:
+    return any(result.simulation.stable_step is None for result in spiking_results(results))
+
+
 def _how_to_read(results: Sequence[RunResult]) -> str:
     """Return what the columns of a profile's paper tables mean."""
     runs = [len(list(group)) for _, group in groupby(results, key=lambda result: (result.run.model, result.run.k))]
@@ -140,10 +145,11 @@ def _how_to_read(results: Sequence[RunResult]) -> str:
     if _one_number(results):
         networks = f"Trained, integer and spiking network (after {settings.steps} steps) are one, with one accuracy."
         proved = "Proved"
+    none = f", {_NOT_STABLE}" if _unstable(results) else ""
     return (
         f"{spread} {networks} {also}{proved}: test images{together} on which every net spike count is proved equal to "
-        f"the integer network's. Stable: the first step from which the accuracy no longer changes. Spikes, SOPs and "
-        f"MACs are per image; MACs, as published, include positions in the padding, SOPs only synapses that "
+        f"the integer network's. Stable: the first step from which the accuracy no longer changes{none}. Spikes, SOPs "
+        f"and MACs are per image; MACs, as published, include positions in the padding, SOPs only synapses that "
         f"exist.{published}"
     )
 
@@ -182,6 +188,8 @@ def _differences(results: Sequence[RunResult]) -> list[str]:
 
 def _about_training(provenance: Provenance) -> str:
     processes = "1 process" if provenance.processes == 1 else f"{provenance.processes} processes"
+    if provenance.threads is not None:
+        processes += f" of {provenance.threads} thread{'s' * (provenance.threads > 1)}"
     return f"in {provenance.arithmetic} on {provenance.device}, {processes}, torch {provenance.torch}"
 
 
@@ -321,6 +329,8 @@ def _spikes(row: Row) -> str:
     return NOTHING if positive is None else f"{positive + row['negative_spikes']:,.0f}"
 
 
+_NOT_STABLE = "none where images are not settled after the last step: simulate.steps is too small for them"
+
 _WORDS = ("profile", "model")
 """Titles of the columns that hold words; the others hold numbers."""
 
@@ -343,7 +353,7 @@ _AGREEMENT: tuple[Column, ...] = (
 _SETTLING: tuple[Column, ...] = (
     ("SNN ≠ integer (images)", _number("differing_predictions")),
     ("settled (step)", _mean("settled_step", 1, 0)),
-    ("not settled (images)", _number("unsettled")),
+    ("not settled at T (images)", _number("unsettled_at_T")),
 )
 
 _CONSOLE: tuple[Column, ...] = (
@@ -357,7 +367,7 @@ _CONSOLE: tuple[Column, ...] = (
     ("differ", _number("differing_predictions")),
     ("stable", _number("stable_step")),
     ("settled", _number("settled_step")),
-    ("unsettled", _number("unsettled")),
+    ("unsettled at T", _number("unsettled_at_T")),
     ("spikes", _spikes),
 )
 
@@ -370,6 +380,7 @@ _LEGEND = (
     "- SNN ≠ integer: images on which the SNN, once settled, does not predict what the integer network does; an image",
     "  that has not settled after step T is run on until it has, up to step `simulate.settle_limit`",
     "- settled: first step with every neuron of every image settled, empty if for any seed there is none up to T;",
-    "  not settled: images that have not settled after step T, of all seeds together",
+    "  not settled at T: images that have not settled after step T, of all seeds together; if there are any, there is",
+    "  no stable step. Proved images are those settled by step `simulate.settle_limit`",
     "- least SOPs: if every neuron fired its net count and no negative spike, a lower bound for any order of spikes",
 )

@@ -38,7 +38,7 @@ RUNS_COLUMNS: tuple[str, ...] = (
     "differing_predictions",
     "stable_step",
     "settled_step",
-    "unsettled",
+    "unsettled_at_T",
     "equal",
     "positive_spikes",
     "negative_spikes",
@@ -48,7 +48,8 @@ RUNS_COLUMNS: tuple[str, ...] = (
     *(f"published_{name}" for name in PUBLISHED),
 )
 """Columns of the table of runs; k is `fp32` for a baseline. Accuracies are shares from 0 to 1; spikes, synops and MACs
-are per image; `equal` counts the images that settled with every net spike count equal to the integer network's;
+are per image; `unsettled_at_T` counts the images not settled after the last step T, with which there is no
+`stable_step`; `equal` those that settled by `settle_limit` with every net spike count equal to the integer network's;
 `least_synops` is what the net counts alone would take."""
 
 AVERAGED: tuple[str, ...] = (
@@ -73,7 +74,7 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "images",
     *(f"{name}_{statistic}" for name in AVERAGED for statistic in ("mean", "std")),
     "differing_predictions",
-    "unsettled",
+    "unsettled_at_T",
     "equal",
     "simulated_images",
     "ann_macs",
@@ -110,8 +111,8 @@ def runs_table(results: Sequence[RunResult]) -> pd.DataFrame:
 def summary_table(results: Sequence[RunResult]) -> pd.DataFrame:
     """Return one row per profile, model and k, in the order given, with `SUMMARY_COLUMNS`.
 
-    Standard deviations divide by n - 1 and are empty for a single seed. `settled_step` is empty if an image of any
-    seed did not settle.
+    Standard deviations divide by n - 1 and are empty for a single seed. `stable_step` and `settled_step` are empty
+    if an image of any seed is not settled at T.
 
     Raises:
         QuantspikeError: the seeds of a row were run on different images.
@@ -192,7 +193,7 @@ def _summary_row(runs: pd.DataFrame) -> dict[str, Any]:
         row[f"{name}_mean"] = fmean(values)
         row[f"{name}_std"] = stdev(values) if len(values) > 1 else None
     if runs["snn_accuracy"].notna().all():
-        row |= {name: runs[name].sum() for name in ("differing_predictions", "unsettled", "equal")}
+        row |= {name: runs[name].sum() for name in ("differing_predictions", "unsettled_at_T", "equal")}
         row["simulated_images"] = runs["images"].sum()
     for name in PUBLISHED:
         other = row[f"published_{name}"]

@@ -71,6 +71,8 @@ def stable_step(accuracy: NDArray[np.float64]) -> int:
 def totals(trace: Trace, labels: Integers, ann_predictions: Integers, layer_delay: int) -> dict[str, Any]:
     """Return the values at step T and of the settled network, for simulate.json.
 
+    There is no stable step if an image is not settled at T, since the accuracy may change later.
+
     Args:
         trace: N images over T steps.
         labels: int64 [N].
@@ -88,9 +90,9 @@ def totals(trace: Trace, labels: Integers, ann_predictions: Integers, layer_dela
         "accuracy": table["accuracy"][-1],
         "ann_agreement": float((trace.integer_predictions == ann_predictions).mean()),
         "differing_predictions": int((trace.final_predictions != trace.integer_predictions).sum()),
-        "stable_step": stable_step(np.array(table["accuracy"])),
+        "stable_step": stable_step(np.array(table["accuracy"])) if settled.all() else None,
         "settled_step": int(trace.settled_step.max()) if settled.all() else None,
-        "unsettled": int((~settled).sum()),
+        "unsettled_at_T": int((~settled).sum()),
         "largest_counts": trace.largest_counts.tolist(),
         **last,
         "least_synops": float(trace.least_synops.mean()),
@@ -109,7 +111,7 @@ def certificate(trace: Trace, architecture: Architecture, settle_limit: int) -> 
         "layers": len(architecture.layers),
         "neurons": architecture.neurons,
         "settle_limit": settle_limit,
-        "settled": int(settled.sum()),
+        "settled_by_limit": int(settled.sum()),
         "unsettled_at_limit": int((~settled).sum()),
         "first_settling_step": int(trace.settled_step[settled].min()) if settled.any() else None,
         "last_settling_step": int(trace.settled_step.max()) if settled.any() else None,
@@ -176,8 +178,11 @@ def verdict(trace: Trace) -> str:
         f"{settled - trace.mismatching_images} of {trace.images} images settled by step {trace.settled_step.max()}, "
         "equal to the integer network in every net count"
     )
-    late = trace.images - settled
-    return f"{text}; {late} had not settled by the settling limit" if late else text
+    if late := trace.images - settled:
+        text += f"; {late} not settled by settle_limit"
+    if unsettled := int((~trace.settled[-1]).sum()):
+        text += f"; {unsettled} not settled at T = {trace.steps}: simulate.steps is too small for a stable step"
+    return text
 
 
 def check_proved(traces: Mapping[int, Trace]) -> None:

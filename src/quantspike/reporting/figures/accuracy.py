@@ -33,7 +33,9 @@ def accuracy_speed(comparison: Comparison) -> Figure:
     set_accuracy_axes(enlarged, whole, comparison)
     if comparison.baseline:
         lines.append(Line2D([], [], color="gray", linestyle=":", linewidth=1.3, label="ANN of the same k"))
-    lines += [_dot_legend("stable from here on"), *published_legend(comparison)]
+    stable = [series.stable_step is not None for series in comparison.series]
+    label = "stable from here on" if all(stable) else "stable from here on (no dot: T too small)"
+    lines += [_dot_legend(label), *published_legend(comparison)]
     style.legend_below(figure, [*lines, *style.seeds_legend(comparison)])
     return figure
 
@@ -101,7 +103,8 @@ def _draw_accuracy(axes: Axes, series: Series) -> Line2D:
     if (published := series.published_curve) is not None:
         axes.plot(published["step"], 100 * published["accuracy"], color=series.color, linewidth=0.9, alpha=0.8)
     curve = 100 * series.curve("accuracy")
-    _draw_dot(axes, series.stable_step, curve["mean"].iloc[-1], series.color)
+    if series.stable_step is not None:
+        _draw_dot(axes, series.stable_step, curve["mean"].iloc[-1], series.color)
     return style.draw_curve(axes, curve.index, curve, series.color, series.style, series.name)
 
 

@@ -33,7 +33,8 @@ class Series:
         style: line style.
         steps: for each seed, one row per step: accuracy and, cumulative per image, positive_spikes, negative_spikes
             and synops; for results also `settled`, the share of settled images.
-        stable_step: first step from which the accuracy no longer changes, for any seed.
+        stable_step: first step from which the accuracy no longer changes, for any seed; None if an image of any seed
+            is not settled after the last step.
         results: for each seed, its result; empty for logs.
         published: the published figures of the same network and k.
     """
@@ -42,7 +43,7 @@ class Series:
     color: str
     style: LineStyle
     steps: Sequence[pd.DataFrame]
-    stable_step: int
+    stable_step: int | None
     results: Sequence[SpikingResult] = ()
     published: Published | None = None
 
@@ -141,12 +142,14 @@ def compare_logs(logs: Sequence[tuple[Logs, int | None, str]], model: str | None
 
 
 def _of_results(k: int, results: Sequence[SpikingResult]) -> Series:
+    stable = [result.simulation.stable_step for result in results]
+    steps = [result.steps for result in results]
     return Series(
-        name=f"k = {k}",
+        name=_name(f"k = {k}", steps),
         color=color_of(k),
         style="-",
-        steps=[result.steps for result in results],
-        stable_step=max(result.simulation.stable_step for result in results),
+        steps=steps,
+        stable_step=None if None in stable else max(step for step in stable if step),
         results=results,
         published=results[0].published,
     )
@@ -154,11 +157,22 @@ def _of_results(k: int, results: Sequence[SpikingResult]) -> Series:
 
 def _of_logs(log: Logs, k: int | None, origin: str, index: int, model: str | None) -> Series:
     """Return one folder of logs, given how many of the same k come before."""
+    curve = log.curve()
     return Series(
-        name=", ".join(part for part in ("" if k is None else f"k = {k}", origin) if part),
+        name=_name(", ".join(part for part in ("" if k is None else f"k = {k}", origin) if part), [curve]),
         color=spare_color(index) if k is None else color_of(k),  # grey, since every other colour belongs to a k
-        style=_LINE_STYLES[index % len(_LINE_STYLES)],
-        steps=[log.curve()],
+        # Shifted after each four, so that 16 of the four greys are told apart.
+        style=_LINE_STYLES[(index + index // 4) % len(_LINE_STYLES)],
+        steps=[curve],
         stable_step=log.stable_step,
         published=None if model is None or k is None else PUBLISHED.get((model, k)),
+    )
+
+
+def _name(name: str, steps: Sequence[pd.DataFrame]) -> str:
+    """Say of a network without any spike that it has none, since logarithmic axes and bars cannot show it."""
+    return (
+        name
+        if any(table["positive_spikes"].any() or table["negative_spikes"].any() for table in steps)
+        else f"{name}, no spikes"
     )

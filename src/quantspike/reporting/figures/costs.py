@@ -61,7 +61,7 @@ def sparsity(comparison: Comparison) -> Figure:
     if neurons:
         label = f"{neurons:,} neurons"
         handles.append(axes.axhline(neurons / unit, color=FULL_PRECISION, linestyle="--", linewidth=1.5, label=label))
-    axes.margins(y=0.2)
+    _leave_room(axes, 0.2)
     axes.set_ylabel(f"spikes per image{word}")
     style.legend_below(figure, [*handles, *_bar_legend(comparison)])
     return figure
@@ -80,7 +80,7 @@ def sops(comparison: Comparison) -> Figure:
     figure, (axes,) = _bar_figure(comparison, [bar.name for bar in bars])
     for place, bar in enumerate(bars):
         _draw_labelled(axes, place, bar, unit)
-    axes.margins(y=0.12)
+    _leave_room(axes, 0.12)
     axes.set_ylabel(f"operations per image{word}")
     style.legend_below(figure, _bar_legend(comparison))
     return figure
@@ -100,6 +100,8 @@ def layers(comparison: Comparison) -> Figure:
             place = layer + width * (index - (len(bars) - 1) / 2)
             _draw_bar(upper, place, spikes, width=0.92 * width)
             _draw_bar(lower, place, operations, unit, width=0.92 * width)
+    _leave_room(upper)
+    _leave_room(lower)
     upper.set_ylabel("spikes per neuron")
     lower.set_ylabel(f"SOPs per image{word}")
     lower.set_xlabel("layer whose spikes are counted")
@@ -150,6 +152,12 @@ def _bar_figure(
     return figure, panels
 
 
+def _leave_room(axes: Axes, share: float = 0.05) -> None:
+    """Leave room above the bars; the axis begins at zero, also without any height."""
+    axes.margins(y=share)
+    axes.set_ylim(bottom=0)
+
+
 def _draw_labelled(axes: Axes, place: float, bar: _Bar, unit: float, text: str = "") -> None:
     """Draw a bar with text above it, by default its height."""
     axes.annotate(
@@ -170,7 +178,8 @@ def _draw_bar(axes: Axes, place: float, bar: _Bar, unit: float = 1.0, width: flo
     top = 0.0
     for values, face, hatch in bar.parts:
         height = mean(values) / unit
-        axes.bar(place, height, width, bottom=top, color=face, edgecolor=bar.color, hatch=hatch)
+        if height or not top:  # of no height on top of another, it would take the margin above
+            axes.bar(place, height, width, bottom=top, color=face, edgecolor=bar.color, hatch=hatch)
         top += height
     if deviation := spread(bar.sums) / unit:
         axes.errorbar(place, top, deviation, fmt="none", ecolor="black", elinewidth=1.5, capsize=5, zorder=4)
@@ -220,7 +229,7 @@ def _of_energy(comparison: Comparison, prices: Energy) -> list[tuple[_Bar, _Bar]
     for series in comparison.series:
         ann, snn = zip(*(_estimates(result, prices) for result in series.results), strict=True)
         pairs.append(_pair(f"ANN\n{_widths(series)}", series.color, "white", ann))
-        pairs.append(_pair(f"SNN\n{series.name}", series.color, series.color, snn))
+        pairs.append(_pair(f"SNN\n{fill(series.name, _LETTERS_PER_BAR)}", series.color, series.color, snn))
     return pairs
 
 
@@ -248,7 +257,7 @@ def _widths(series: Series) -> str:
     """Return the widths of weights and activations, such as `k = 1:` and `12 x 3-5 bits`."""
     bits = [width for result in series.results for width in activation_bits(result.simulation.largest_counts)]
     own = f"{min(bits)}" if min(bits) == max(bits) else f"{min(bits)}-{max(bits)}"
-    return f"{series.name}:\n{series.results[0].conversion.weight_bits} x {own} bits"
+    return f"{fill(f'{series.name}:', _LETTERS_PER_BAR)}\n{series.results[0].conversion.weight_bits} x {own} bits"
 
 
 def _caption(prices: Energy) -> str:

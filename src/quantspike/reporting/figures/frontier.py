@@ -26,21 +26,21 @@ _MARKERS = (("o", "●", 6), ("s", "■", 10), ("^", "▲", 20))
 _LONGEST_NAME = 24
 """Letters of a name in the table, such as that of a folder of logs, which loses its middle otherwise."""
 
+_DASHES = (0, (6, 3))
+"""Of the least possible operations."""
 
 _Costs = dict[int, list[tuple[int, float]]]
 """By layer delay: step after which all images are settled, and SOPs, of each seed; no seed if any did not settle."""
-
-_DASHES = (0, (6, 3))
 
 
 @style.paper()
 def frontier(comparison: Comparison) -> Figure:
     """Draw accuracy over synaptic operations, a curve for each k with the step as parameter, of the first layer delay.
 
-    Marks show from where on the accuracy stays within so many percentage points of its last value, or above, and the
-    table at which step that is. Lines are means over seeds, bands one standard deviation of the accuracy (ddof 1).
-    Of results, a panel to the right shows at which step all images are settled, and the operations up to then, for
-    each layer delay.
+    Marks show from where on the accuracy stays within so many percentage points of its value after the last step, or
+    above, and the table at which step that is; there is none before the first operation. Lines are means over seeds,
+    bands one standard deviation of the accuracy (ddof 1). Of results, a panel to the right shows at which step all
+    images are settled, and the operations up to then, for each layer delay.
     """
     rows, costs = len(comparison.series), [_costs_by_delay(series) for series in comparison.series]
     width = max(13.5, 8.5 + 1.5 * len(costs[0])) if costs[0] else 9.0
@@ -56,8 +56,10 @@ def frontier(comparison: Comparison) -> Figure:
         lines = [_draw_frontier(axes, series, unit) for series in comparison.series]
         lines += [*accuracy.draw_full_precision(axes, comparison), *_draw_operations(axes, plain / unit)]
     whole.set_xlabel(f"synaptic operations per image{word}{', logarithmic' if largest else ''}")
-    if largest:  # a logarithmic axis has no place for zero
+    if largest:
         _set_operations_axis(whole, comparison, unit, largest)
+    else:
+        whole.set_xlim(0, 1)
     accuracy.set_accuracy_axes(enlarged, whole, comparison)
     lines += accuracy.published_legend(comparison)
     if costs[0]:
@@ -142,7 +144,8 @@ def _draw_frontier(axes: Axes, series: Series, unit: float) -> Line2D:
         axes.plot(published["synops"] / unit, 100 * published["accuracy"], color=series.color, linewidth=0.9, alpha=0.8)
     look: dict[str, Any] = {"color": series.color, "markeredgecolor": "white", "zorder": 4, "clip_on": False}
     for (marker, _, size), step in reversed(list(zip(_MARKERS, _stops(series), strict=True))):
-        axes.plot(synops[step], curve["mean"][step], marker, markersize=size, **look)
+        if synops[step]:  # a logarithmic axis has no place for zero
+            axes.plot(synops[step], curve["mean"][step], marker, markersize=size, **look)
     return style.draw_curve(axes, synops, curve, series.color, series.style, series.name)
 
 
@@ -172,7 +175,7 @@ def _title(series: Series, costs: _Costs, word: str) -> str:
     """Return what the numbers of the table are."""
     title = (
         f"where to stop: SOPs per image{word} up to the step from which the accuracy stays within so many percentage "
-        "points of the final accuracy, or above"
+        f"points of that after step {len(series.steps[0])}, or above"
     )
     if not costs:
         return title
