@@ -10,16 +10,13 @@ from quantspike.conversion.convert import conversion_report, convert
 from quantspike.conversion.integer import save_integer_network
 from quantspike.data.dataset import load_dataset
 from quantspike.files import write_json
-from quantspike.networks.architecture import architecture_of
 from quantspike.paths import Run
-from quantspike.training.checkpoints import load_checkpoint
+from quantspike.training.checkpoints import load_network
 from quantspike.workflow import cli
 
 
 def main(run: Run, device: str) -> None:
-    dataset = load_dataset(run.dataset)
-    architecture = architecture_of(run, dataset.channels, dataset.classes)
-    network = load_checkpoint(run.network, architecture, run.k).network
+    network = load_network(run, load_dataset(run.dataset)).network
     converted = convert(network, run.settings.convert.weight_bits)
     save_integer_network(run.integer_network, converted)
     write_json(run.metrics / "convert.json", conversion_report(converted))

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import textwrap
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,10 +23,14 @@ Header = dict[str, Any]  # what a file of tensors says of itself
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and move it into place on success.
 
     On any failure, Ctrl-C included, the temporary file is removed and `path` stays as it was.
+
+    Args:
+        path: the file.
+        size: bytes that it needs, for the message; None if unknown.
 
     Raises:
         QuantspikeError: the file system refuses the write (disk full, no permission).
@@ -39,7 +44,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise QuantspikeError(f"{path} could not be written: {error}; the previous file is untouched") from error
+        needs = "" if size is None else f"; it needs {-(-size // 10**5) / 10} MB"
+        raise QuantspikeError(f"{path} could not be written: {error}{needs}; the previous file is untouched") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -77,14 +83,16 @@ def locked(folder: Path, message: str) -> Iterator[None]:
 
 def delete_temporary_files(folder: Path) -> None:
     """Delete what killed processes left of `atomic_path` in a folder; no other process may be writing there."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
+    for pattern in (".*.part", ".tmp??????"):  # safetensors has temporary files of its own
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically; create its folder if needed."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with atomic_path(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -112,16 +120,12 @@ def read_json(path: Path) -> Any:
     Raises:
         QuantspikeError: the file is absent or not JSON.
     """
-    try:
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise absent(path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise damaged(path, error) from error
 
 
 def save_tensors(path: Path, file_format: str, version: int, header: Header, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and a header as safetensors, atomically; the same content gives the same bytes.
+    """Write tensors and a header as safetensors, atomically, with a checksum; the same content gives the same bytes.
 
     Args:
         path: the file.
@@ -136,14 +140,15 @@ def save_tensors(path: Path, file_format: str, version: int, header: Header, ten
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"version": version} | header
     # One entry holds the whole header: safetensors writes several in an order that changes from run to run.
-    metadata = {file_format: json.dumps({"version": version} | header)}
-    with atomic_path(path) as temporary:
+    metadata = {file_format: json.dumps(header | {"sha256": _digest(header, content)})}
+    with atomic_path(path, sum(tensor.nbytes for tensor in content.values())) as temporary:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
-        except (SafetensorError, OSError) as error:
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            raise OSError(f"{error}; it needs {size / 1e6:.1f} MB") from error
+            save_file(content, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(error) from error
 
 
 def load_tensors(path: Path, file_format: str, *versions: int) -> tuple[Header, dict[str, Tensor]]:
@@ -152,32 +157,71 @@ def load_tensors(path: Path, file_format: str, *versions: int) -> tuple[Header, 
     Args:
         path: the file.
         file_format: kind of file.
-        versions: of that kind, that the caller reads.
+        versions: of that kind, that the caller reads; files of the last one have a checksum.
 
     Raises:
         QuantspikeError: the file is absent or damaged, or of another format or version.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not path.is_file():
-        raise absent(path)
+    with reading(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if file_format not in metadata:
+            raise QuantspikeError(f"{path} is not a {file_format} file: delete it and run dvc repro")
+        header: Header = json.loads(metadata[file_format])
+        if not isinstance(header, dict):
+            raise ValueError("its header is not a mapping")
+        if header.get("version") not in versions:
+            raise QuantspikeError(
+                f"{path} has version {header.get('version')}, this quantspike reads "
+                f"{', '.join(map(str, versions))}: delete it and run dvc repro"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checksum = header.pop("sha256", None)
+        if (checksum or header["version"] == versions[-1]) and checksum != _digest(header, tensors):
+            raise ValueError("its content does not match its checksum")
+        return header, tensors
+
+
+def _digest(header: Header, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 in hex of a header and of contiguous tensors on the CPU."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+        # As bytes, since NumPy lacks some of the types.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is parsed into an error that names the file.
+
+    Parsers fail on hostile content in more ways than they document: by overflow, recursion or missing keys.
+
+    Raises:
+        QuantspikeError: the file is absent or damaged; one that is raised inside and names it passes unchanged.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if file_format not in metadata:
-                raise QuantspikeError(f"{path} is not a {file_format} file: delete it and run dvc repro")
-            header: Header = json.loads(metadata[file_format])
-            if not isinstance(header, dict):
-                raise ValueError("its header is not a mapping")
-            if header.get("version") not in versions:
-                raise QuantspikeError(
-                    f"{path} has version {header.get('version')}, this quantspike reads "
-                    f"{' and '.join(map(str, versions))}: "
-                    "delete it and run dvc repro"
-                )
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, error) from error
+        yield
+    except QuantspikeError as error:
+        if str(path) in str(error):
+            raise
+        raise damaged(path, reason(error)) from error
+    except FileNotFoundError:
+        raise absent(path) from None
+    except MemoryError:  # says nothing about the file
+        raise
+    except Exception as error:
+        raise damaged(path, reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """Return what an exception says, in one line; its kind where it says nothing or no more than a name."""
+    text, kind = textwrap.shorten(str(error), 200), type(error).__name__
+    return f"{kind}: {text}" if text and isinstance(error, (LookupError, RecursionError)) else text or kind
 
 
 def file_sha256(path: Path) -> str:

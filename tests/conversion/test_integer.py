@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 import oracle
@@ -33,6 +36,8 @@ from quantspike.conversion.integer import (
 )
 from quantspike.errors import QuantspikeError
 from quantspike.files import load_tensors, save_tensors
+from quantspike.networks.architecture import Architecture
+from quantspike.networks.cnn import description
 
 
 def pixel_network(size: int, weight: int = 256, k: int = 0) -> IntegerNetwork:
@@ -231,19 +236,47 @@ def test_a_network_is_read_back_as_it_was_written_and_gives_the_same_bytes(path:
     assert path.read_bytes() == path.with_name("again").read_bytes()
 
 
-def test_a_network_without_a_clip_and_one_of_version_1_are_read(path: Path) -> None:
-    change(path, {"clip": None}, {})
-    assert load_integer_network(path).clip is None
+def save_without_checksum(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a network file as versions 1 and 2 were."""
+    save_file(tensors, path, metadata={FORMAT: json.dumps(header)})
+
+
+def test_networks_of_versions_1_and_2_are_read_without_a_checksum(path: Path) -> None:
     header, tensors = load_tensors(path, FORMAT, VERSION)
-    del header["clip"], header["version"]
-    save_tensors(path, FORMAT, 1, header, tensors)
+    save_without_checksum(path, header | {"version": 2}, tensors)
+    assert load_integer_network(path).clip == 1.75
+    save_without_checksum(path, header | {"version": 2, "clip": None}, tensors)
     assert load_integer_network(path).clip is None
-    save_tensors(path, FORMAT, VERSION, header, tensors)
-    with pytest.raises(QuantspikeError, match=r"is damaged \('clip' is missing\)"):
+    del header["clip"]
+    save_without_checksum(path, header | {"version": 1}, tensors)
+    assert load_integer_network(path).clip is None
+    save_without_checksum(path, header | {"version": 2}, tensors)
+    with pytest.raises(QuantspikeError, match=r"is damaged \(KeyError: 'clip'\)"):
         load_integer_network(path)
-    save_tensors(path, FORMAT, 3, header, tensors)
-    with pytest.raises(QuantspikeError, match="has version 3, this quantspike reads 1 and 2: delete it and run dvc"):
+    save_without_checksum(path, header | {"version": 4}, tensors)
+    with pytest.raises(QuantspikeError, match="has version 4, this quantspike reads 1, 2, 3: delete it and run dvc"):
         load_integer_network(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 3}, "k = 3, expected 2"),
+        ({"layers": "4C3-P2-5"}, "layers = 4C3-P2-5, expected 4C3-P2-3"),
+        ({"image_size": 8}, "image_size = 8, expected 4"),
+        ({"image_channels": 3}, "image_channels = 3, expected 2"),
+        ({"classes": 10}, "classes = 10, expected 3"),
+        ({"weight_bits": 12}, "weight_bits = 12, expected 9"),
+        ({"clip": None}, r"clip = None, expected 1\.75"),
+    ],
+)
+def test_a_network_of_another_run_is_refused(changes: dict[str, Any], message: str, path: Path) -> None:
+    architecture = Architecture.parse("4C3-P2-3", image_size=4, image_channels=2, classes=3)
+    expected = description(architecture, 2, clip=1.75, weight_bits=9)
+    assert load_integer_network(path, expected).k == 2
+    change(path, changes, {})
+    with pytest.raises(QuantspikeError, match=rf"network\.safetensors holds a network with {message}: run dvc repro"):
+        load_integer_network(path, expected)
 
 
 def int16(*shape: int) -> Tensor:
@@ -266,8 +299,9 @@ def int32(*values: int) -> Tensor:
         ({"layer0.threshold": int32(2, 2**20, 3, 4)}, "layer0 holds a threshold that is not an even number from 2"),
         ({"layer0.threshold": int32(2, 2**20, 0, 4)}, "layer0 holds a threshold that is not an even number from 2"),
         ({"layer0.threshold": int32(2, 2**20, -2, 4)}, "layer0 holds a threshold that is not an even number from 2"),
-        ({"layer1.bias": None}, r"'layer1\.bias' is missing"),
-        ({"classifier": None}, r"'classifier' is missing"),
+        ({"layer1.bias": None}, r"KeyError: 'layer1\.bias'"),
+        ({"classifier": None}, r"KeyError: 'classifier'"),
+        ({"classifier": int16(3, 3).to(torch.float8_e5m2)}, "classifier is .*float8_e5m2"),
         ({"layer1.bias": torch.zeros(4)}, r"layer1\.bias is \(torch\.float32, \(4,\)\), expected \(torch\.int32, \(4"),
         ({"layer0.threshold": int32(2, 2, 2)}, r"layer0\.threshold is .*\(3,\).* expected .*\(4,\)"),
         ({"layer2.weight": int16(3, 4, 1, 1)}, r"layer2\.weight is .*expected .*\(3, 4, 2, 2\)"),
@@ -284,23 +318,26 @@ def test_tensors_that_no_conversion_makes_are_refused(
 
 
 @pytest.mark.parametrize(
-    "header",
+    ("name", "values"),
     [
-        {"layers": "4C3"},
-        {"layers": "4C3-P2-3-3"},
-        {"image_size": 6},
-        {"image_channels": 3},
-        {"classes": 10},
-        {"k": "two"},
-        {"k": None},
-        {"k": -1},
-        {"weight_bits": 40},
-        {"clip": "half"},
-        {"clip": 0.3},
-        {"clip": 2**28},
+        ("layers", ["4C3", "4C3-P2-3-3", "999999C3-P2-3", f"{10**400}C3-P2-3", 3, ["4C3"]]),
+        ("image_size", [6, 0, -4, 10**400, inf, "four", None]),
+        ("image_channels", [3, 0, 10**9]),
+        ("classes", [10, 0, nan]),
+        ("k", ["two", None, -1, 25, 10**400, inf, True, 2.5]),
+        ("weight_bits", [40, 0, inf, nan, "nine", [9]]),
+        ("clip", ["half", 0.3, 2**28, 10**400, inf, nan, []]),
+        ("classifier_exponent", [1024, -1024, 10**400, inf, None]),
     ],
 )
-def test_a_header_that_does_not_fit_is_refused(path: Path, header: dict[str, Any]) -> None:
-    change(path, header, {})
+def test_a_header_that_does_not_fit_is_refused(name: str, values: list[Any], path: Path) -> None:
+    for value in values:
+        change(path, {name: value}, {})
+        with pytest.raises(QuantspikeError, match=r"network\.safetensors is damaged"):
+            load_integer_network(path)
+
+
+def test_a_layer_without_values_is_refused(path: Path) -> None:
+    change(path, {"classes": 0}, {"classifier": int16(0, 3)})
     with pytest.raises(QuantspikeError, match=r"network\.safetensors is damaged"):
         load_integer_network(path)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import Block, QuantizedCNN, Quantizer, new_network, quantize, with_precision
 from quantspike.params import Precision
@@ -68,6 +69,22 @@ def test_a_clip_bounds_the_activations_of_every_layer_and_their_gradients(k: Pre
     )
     assert values.grad is not None
     assert values.grad.tolist() == [0, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("k", "clip", "weight_bits", "message"),
+    [
+        (1, 0.3, None, r"the clip is 0\.3, but with k = 1 activations are multiples of 0\.5"),
+        (0, 1023.0, None, "the clip is 1023, but with k = 0"),
+        (1, None, 3, "integers of 3 bits are not allowed with k = 1"),
+        ("fp32", None, 12, "integers of 12 bits are not allowed with k = fp32"),
+    ],
+)
+def test_a_clip_or_a_width_that_does_not_exist_is_refused(
+    k: Precision, clip: float | None, weight_bits: int | None, message: str
+) -> None:
+    with pytest.raises(QuantspikeError, match=message):
+        QuantizedCNN(small(), k, clip, weight_bits)
 
 
 def test_full_precision_is_the_same_network_without_quantizers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +12,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import Edit
+from quantspike.data.dataset import Dataset
 from quantspike.errors import QuantspikeError
-from quantspike.files import load_tensors, save_tensors
+from quantspike.files import Header, load_tensors, save_tensors
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
-from quantspike.params import Precision
+from quantspike.params import Precision, load_params
+from quantspike.paths import find_run
 from quantspike.training.checkpoints import (
     FORMAT,
+    STATE_FORMAT,
+    STATE_VERSION,
     VERSION,
     ResumeStore,
     load_checkpoint,
+    load_network,
     resume_optimizer,
     save_checkpoint,
 )
 from quantspike.training.optimizer import Optimizer
+from test_files import damaged_contents, rewrite
 
 ARCHITECTURE = Architecture.parse("4C3-P2-5", image_size=4, image_channels=1, classes=3)
 PROVENANCE: dict[str, Any] = {"settings": {"seed": 0, "train.epochs": 3}, "device": "x"}
@@ -50,12 +58,11 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def change(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    """Rewrite a checkpoint with other tensors under the same header."""
+def change(path: Path, edit: Callable[[dict[str, Tensor]], object], changes: Header | None = None) -> None:
+    """Rewrite a checkpoint with other tensors, and with changes of its header."""
     header, content = load_tensors(path, FORMAT, VERSION)
     edit(content)
-    del header["version"]
-    save_tensors(path, FORMAT, VERSION, header, content)
+    save_tensors(path, FORMAT, VERSION, header | (changes or {}), content)
 
 
 # Trained networks
@@ -111,8 +118,9 @@ def test_training_on_does_not_change_what_was_loaded(path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (None, "the moment 'optimizer.exp_avg.classifier.weight' is missing; train again"),
-        (torch.zeros(2), "optimizer.exp_avg.classifier.weight does not fit its weights or is not finite; train again"),
+        (None, "the moment 'optimizer.exp_avg.classifier.weight' is missing"),
+        (torch.zeros(2), "optimizer.exp_avg.classifier.weight does not fit its weights or is not finite"),
+        (torch.zeros(3, 5).to(torch.float8_e4m3fn), '"isfinite" not implemented .*'),
     ],
 )
 def test_moments_that_are_missing_or_do_not_fit_are_named_with_the_file(
@@ -121,7 +129,7 @@ def test_moments_that_are_missing_or_do_not_fit_are_named_with_the_file(
     name = "optimizer.exp_avg.classifier.weight"
     change(path, lambda content: content.pop(name) if wrong is None else content.update({name: wrong}))
     checkpoint = load_checkpoint(path, ARCHITECTURE, 1)
-    with pytest.raises(QuantspikeError, match=f"train.safetensors: {message}"):
+    with pytest.raises(QuantspikeError, match=rf"train\.safetensors is damaged \({message}\): delete it and run dvc"):
         resume_optimizer(checkpoint, checkpoint.network, "adam")
 
 
@@ -149,6 +157,7 @@ def test_another_network_is_refused(text: str, changes: dict[str, Any], k: Preci
         {"network.extra": torch.zeros(1)},
         {"network.classifier.weight": torch.zeros(3, 4)},
         {"network.classifier.weight": None},
+        {"network.classifier.weight": torch.zeros(3, 5).to(torch.float8_e4m3fn)},
     ],
 )
 def test_weights_that_the_header_does_not_announce_are_refused(wrong: dict[str, Any], path: Path) -> None:
@@ -158,10 +167,56 @@ def test_weights_that_the_header_does_not_announce_are_refused(wrong: dict[str, 
             content.update({} if value is None else {name: value})
 
     change(path, edit)
-    with pytest.raises(
-        QuantspikeError, match=r"(?s)does not hold the weights its header announces.*(extra|classifier)"
-    ):
+    with pytest.raises(QuantspikeError, match=r"train\.safetensors is damaged .*(extra|classifier|isfinite).*: delete"):
         load_checkpoint(path, ARCHITECTURE, 1)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *({"clip": clip} for clip in ("half", [1], 0, 0.3, math.inf, math.nan, 10**400)),
+        *({"weight_bits": bits} for bits in ("nine", [9], 3, 17, math.inf)),
+        *({"provenance": text} for text in ("{", "[1]", "1", "[" * 100_000, None, {})),
+    ],
+)
+def test_a_header_that_no_training_writes_is_refused(header: dict[str, Any], path: Path) -> None:
+    change(path, lambda content: None, header)
+    with pytest.raises(QuantspikeError, match=r"train\.safetensors is damaged \(.*: delete it and run dvc repro"):
+        load_checkpoint(path, ARCHITECTURE, 1)
+
+
+@pytest.mark.parametrize(
+    ("k", "aware", "clip", "weight_bits", "message"),
+    [
+        (1, False, 2.0, None, None),
+        (1, True, 2.0, 9, None),
+        ("fp32", True, 2.0, None, None),
+        (1, False, None, None, r"clip = None, expected 2\.0"),
+        (1, False, 2.0, 9, "weight_bits = 9, expected None"),
+        (1, True, 2.0, None, "weight_bits = None, expected 9"),
+        (1, True, 2.0, 8, "weight_bits = 8, expected 9"),
+    ],
+)
+def test_a_network_that_was_not_trained_with_the_settings_of_the_run_is_refused(
+    k: Precision,
+    aware: bool,
+    clip: float | None,
+    weight_bits: int | None,
+    message: str | None,
+    tiny_dataset: Dataset,
+    write_params: Edit,
+) -> None:
+    settings = {"data.crop": 4, "width": 1, "recipe.clip": 2, "finetune.integer_aware": aware, "convert.weight_bits": 9}
+    changes: dict[str, Any] = {f"profiles.tiny.{name}": value for name, value in settings.items()}
+    params = write_params(changes | {"models.small.layers": "4C3-P2-5"})
+    run = find_run(load_params(params), "tiny", "small", k, 0, params.parent)
+    network = QuantizedCNN(ARCHITECTURE, k, clip, weight_bits)
+    save_checkpoint(run.network, network, Optimizer(network, "adam"), PROVENANCE)
+    if message is None:
+        assert load_network(run, tiny_dataset).network.clip == 2
+    else:
+        with pytest.raises(QuantspikeError, match=f"holds a network with {message}: run dvc repro"):
+            load_network(run, tiny_dataset)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -191,7 +246,7 @@ def tensors(number: float) -> dict[str, Tensor]:
 
 
 def records(epochs: int) -> list[dict[str, Any]]:
-    return [{"epoch": epoch, "loss": 0.1 * epoch, "validation_accuracy": None} for epoch in range(1, epochs + 1)]
+    return [{"epoch": epoch, "loss": 0.1 * epoch, "test_accuracy": 0.5} for epoch in range(1, epochs + 1)]
 
 
 def save(store: ResumeStore, epoch: int) -> Path:
@@ -243,16 +298,24 @@ def test_a_state_that_was_cut_or_changed_anywhere_is_skipped(
     save(store, 1)
     newest = save(store, 2)
     whole = newest.read_bytes()
-    places = range(0, len(whole), 5)
-    for index in places:
-        newest.write_bytes(whole[:index])
-        assert loaded(store) == 1, f"{index} of {len(whole)} bytes"
-        newest.write_bytes(whole[:index] + bytes([whole[index] ^ 1]) + whole[index + 1 :])
-        # JSON takes no notice of another kind of white space.
-        assert loaded(store) == 1 or chr(whole[index]).isspace(), f"byte {index} of {len(whole)}"
-    assert capsys.readouterr().err.count(f"{newest.name} is skipped: it is damaged") >= len(places)
+    damages = [*damaged_contents(whole)]
+    for damaged in damages:
+        rewrite(newest, damaged)
+        assert loaded(store) == 1
+    assert capsys.readouterr().err.count(f"{newest.name} is skipped: it is damaged") == len(damages)
     newest.write_bytes(whole)
     assert loaded(store) == 2
+
+
+@pytest.mark.parametrize("records", ["5", "null", "[1]", "[" * 100_000, 1e400, None])
+def test_a_state_with_other_records_is_skipped(
+    records: object, store: ResumeStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(store, 1)
+    newest = save(store, 2)
+    save_tensors(newest, STATE_FORMAT, STATE_VERSION, {} if records is None else {"records": records}, tensors(2))
+    assert loaded(store) == 1
+    assert f"{newest.name} is skipped: it is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"no state at all", b"\xff" * 100])

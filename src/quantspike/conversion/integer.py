@@ -17,23 +17,26 @@ from torch.nn import functional
 from quantspike.conversion.exact import LARGEST, convolve, exact_format
 from quantspike.data.preparation import center_crop, standardize_exactly
 from quantspike.errors import QuantspikeError
-from quantspike.files import Header, damaged, load_tensors, save_tensors
+from quantspike.files import Header, load_tensors, reading, save_tensors
 from quantspike.networks.architecture import Architecture, Layer
-from quantspike.networks.cnn import largest_count
+from quantspike.networks.cnn import check_clipped, check_description, description, largest_count
 from quantspike.networks.grids import CLASSIFIER_LIMIT, INPUT_BITS, LARGEST_THRESHOLD, count_
-from quantspike.params import WEIGHT_BITS, check_clip
+from quantspike.params import WEIGHT_BITS, check_k
 
 FORMAT = "quantspike-integer-network"
-VERSION = 2
+VERSION = 3
 
 MEMBRANE_LIMIT = 2**30
 """Membranes and biases stay below this in magnitude, so that 32 bits hold every difference."""
 
 NO_LIMIT = 2**31 - 1
-"""The largest number of 32 bits: no membrane is clipped to it."""
+"""Stands for no limit: the largest number of 32 bits, which no membrane reaches."""
 
-_AT_ONCE = 25
-"""Images that are computed together: enough for speed, few enough for memory."""
+COMPARED_AT_ONCE = 25
+"""Images whose integer network is computed together: enough for speed, few enough for memory."""
+
+_LARGEST_EXPONENT = 1023
+"""Powers of two beyond this in magnitude are not all numbers of 64 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ class IntegerNetwork:
         classifier_exponent: q of the classifier's grid, v = rint(2^q V).
 
     Raises:
-        QuantspikeError: the clip is not allowed; see `check_clip`.
+        QuantspikeError: the clip is not allowed.
     """
 
     architecture: Architecture
@@ -94,11 +97,7 @@ class IntegerNetwork:
     classifier_exponent: int
 
     def __post_init__(self) -> None:
-        if self.clip is not None:
-            try:
-                check_clip(self.clip, self.k)
-            except ValueError as error:
-                raise QuantspikeError(f"the clip {error}") from error
+        check_clipped(self.clip, self.k)
 
     @property
     def largest_count(self) -> int | None:
@@ -192,8 +191,8 @@ def class_scores(network: IntegerNetwork, images: Tensor) -> Tensor:
     """
     logits = []
     with torch.inference_mode():
-        for first in range(0, len(images), _AT_ONCE):
-            current = network.input_current(images[first : first + _AT_ONCE])
+        for first in range(0, len(images), COMPARED_AT_ONCE):
+            current = network.input_current(images[first : first + COMPARED_AT_ONCE])
             logits.append(network.logits(network.settled_counts(current, first)[-1]))
     return torch.cat(logits).double() * 2.0 ** -(network.classifier_exponent + network.k)
 
@@ -229,29 +228,32 @@ def membrane_error(image: int, layer: int, channel: int, value: int) -> Quantspi
 
 def save_integer_network(path: Path, network: IntegerNetwork) -> None:
     """Write a network as safetensors, atomically, with a header that describes it."""
-    header: Header = {
-        "layers": network.architecture.text,
-        "image_size": network.architecture.image_size,
-        "image_channels": network.architecture.image_channels,
-        "classes": network.architecture.classes,
-        "k": network.k,
-        "weight_bits": network.weight_bits,
-        "clip": network.clip,
-        "classifier_exponent": network.classifier_exponent,
-    }
+    header = description(
+        network.architecture,
+        network.k,
+        weight_bits=network.weight_bits,
+        clip=network.clip,
+        classifier_exponent=network.classifier_exponent,
+    )
     save_tensors(path, FORMAT, VERSION, header, _tensors(network))
 
 
-def load_integer_network(path: Path) -> IntegerNetwork:
+def load_integer_network(path: Path, expected: Header | None = None) -> IntegerNetwork:
     """Read a network and check that its parts fit together; one of version 1 has no clip.
 
+    Args:
+        path: file written by `save_integer_network`, with a checksum since version 3.
+        expected: its description, if it is known.
+
     Raises:
-        QuantspikeError: the file is absent or damaged, has another version, or holds tensors that its
-            header does not announce or values that no conversion makes.
+        QuantspikeError: the file is absent or damaged, has another version, holds another network, or tensors that
+            its header does not announce or values that no conversion makes.
     """
-    header, tensors = load_tensors(path, FORMAT, 1, VERSION)
-    try:
+    header, tensors = load_tensors(path, FORMAT, 1, 2, VERSION)
+    check_description(path, header, expected or {})
+    with reading(path):
         clip = None if header["version"] == 1 else header["clip"]
+        k = check_k(header["k"])
         architecture = Architecture.parse(
             str(header["layers"]),
             image_size=int(header["image_size"]),
@@ -264,7 +266,7 @@ def load_integer_network(path: Path) -> IntegerNetwork:
         )
         network = IntegerNetwork(
             architecture,
-            int(header["k"]),
+            k,
             int(header["weight_bits"]),
             None if clip is None else float(clip),
             layers,
@@ -274,10 +276,6 @@ def load_integer_network(path: Path) -> IntegerNetwork:
         if unexpected := set(tensors) - set(_tensors(network)):
             raise ValueError(f"unexpected tensors {', '.join(sorted(unexpected))}")
         _check_values(network)
-    except KeyError as error:
-        raise damaged(path, f"{error} is missing") from error
-    except (TypeError, ValueError, QuantspikeError) as error:
-        raise damaged(path, error) from error
     return network
 
 
@@ -291,8 +289,8 @@ def _tensors(network: IntegerNetwork) -> dict[str, Tensor]:
 
 def _check_values(network: IntegerNetwork) -> None:
     """Check shapes, then the ranges that every conversion keeps to."""
-    if network.k < 0 or network.weight_bits not in WEIGHT_BITS:
-        raise ValueError(f"k = {network.k} and {network.weight_bits} bits do not exist")
+    if network.weight_bits not in WEIGHT_BITS or abs(network.classifier_exponent) > _LARGEST_EXPONENT:
+        raise ValueError(f"{network.weight_bits} bits and the exponent {network.classifier_exponent} do not exist")
     architecture = network.architecture
     _check_tensor(
         "classifier",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quantspike.errors import QuantspikeError
+from quantspike.files import Header
 from quantspike.networks.architecture import Architecture, Layer
 from quantspike.networks.grids import INPUT_BITS, Grid, classifier_grid, counts, fold, round_through, to_grid
-from quantspike.params import Precision
+from quantspike.params import WEIGHT_BITS, Precision, Setting, check_clip
 
 BATCH_NORM_EPS = 1e-5
 
@@ -84,12 +87,19 @@ class QuantizedCNN(nn.Module):
         k: binary places of the activations, or `fp32` for none.
         clip: the largest activation, a multiple of 2^-k, or None.
         weight_bits: width of the weights of an integer-aware network, or None for one that is not.
+
+    Raises:
+        QuantspikeError: clip or width are not allowed.
     """
 
     def __init__(
         self, architecture: Architecture, k: Precision, clip: float | None = None, weight_bits: int | None = None
     ) -> None:
         super().__init__()
+        if k != "fp32":
+            check_clipped(clip, k)
+        if weight_bits is not None and (k == "fp32" or weight_bits not in WEIGHT_BITS):
+            raise QuantspikeError(f"integers of {weight_bits} bits are not allowed with k = {k}")
         self.architecture = architecture
         self.k = k
         self.clip = clip
@@ -163,9 +173,47 @@ class QuantizedCNN(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.ndim > 1)
 
 
+def check_clipped(clip: float | None, k: int) -> None:
+    """Check that activations of precision k can be clipped.
+
+    Raises:
+        QuantspikeError: they cannot; see `check_clip`.
+    """
+    if clip is not None:
+        try:
+            check_clip(clip, k)
+        except ValueError as error:
+            raise QuantspikeError(f"the clip {error}") from error
+
+
 def largest_count(k: int, clip: float | None) -> int | None:
     """Return M = 2^k c, the largest count of steps of 2^-k that a clip c allows, or None without a clip."""
     return None if clip is None else int(2**k * clip)
+
+
+def description(architecture: Architecture, k: Precision, **settings: Setting) -> Header:
+    """Return what the file of a network says of it: layers, k and further settings, such as the clip."""
+    return {
+        "layers": architecture.text,
+        "image_size": architecture.image_size,
+        "image_channels": architecture.image_channels,
+        "classes": architecture.classes,
+        "k": k,
+        **settings,
+    }
+
+
+def check_description(path: Path, header: Header, expected: Header) -> None:
+    """Check that a file holds the expected network.
+
+    Raises:
+        QuantspikeError: an entry of its header differs from the expected one.
+    """
+    for name, value in expected.items():
+        if header.get(name) != value:
+            raise QuantspikeError(
+                f"{path} holds a network with {name} = {header.get(name)}, expected {value}: run dvc repro"
+            )
 
 
 def with_precision(network: QuantizedCNN, k: Precision, weight_bits: int | None = None) -> QuantizedCNN:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quantspike.conversion.integer import IntegerNetwork
+from quantspike.conversion.integer import COMPARED_AT_ONCE, IntegerNetwork
 from quantspike.distributed import Group, resolve_device
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import fan_outs
@@ -18,9 +18,6 @@ from quantspike.params import Simulate
 from quantspike.simulation.dense import DenseEngine
 from quantspike.simulation.reference import ReferenceEngine
 from quantspike.simulation.trace import Integers, Mismatch, Recording, Trace, concatenate
-
-COMPARED_AT_ONCE = 25
-"""Images whose integer network is computed together: enough for speed, few enough for memory."""
 
 _CPU_ONLY = ("reference", "events")
 
@@ -130,7 +127,7 @@ def simulate_shared(
         network: the converted network.
         images: all of them, in every process.
         settings: the same in every process.
-        device: where the simulation runs; unless it has a number, each process of a machine takes a GPU of its own.
+        device: where the simulation runs; of several GPUs each process of a machine takes one of its own.
         group: the processes.
 
     Returns:

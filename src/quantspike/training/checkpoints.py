@@ -6,7 +6,6 @@ everything the training depends on, so that a change of params, code or data sta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,17 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantspike.data.dataset import Dataset
 from quantspike.errors import QuantspikeError
-from quantspike.files import Header, load_tensors, save_tensors
-from quantspike.networks.architecture import Architecture
-from quantspike.networks.cnn import QuantizedCNN
-from quantspike.params import OptimizerName, Precision
+from quantspike.files import load_tensors, reading, save_tensors
+from quantspike.networks.architecture import Architecture, architecture_of
+from quantspike.networks.cnn import QuantizedCNN, check_description, description
+from quantspike.params import OptimizerName, Precision, Setting
+from quantspike.paths import Run
 from quantspike.training.optimizer import Optimizer
 
 FORMAT = "quantspike-cnn"
 STATE_FORMAT = "quantspike-resume"
-VERSION = 2
-STATE_VERSION = 3
+VERSION = 3
+STATE_VERSION = 4
 
 _KEPT = 2
 
@@ -55,41 +56,54 @@ def save_checkpoint(path: Path, network: QuantizedCNN, optimizer: Optimizer, pro
     Tensors: `network.<name>` as in the state dict, and `optimizer.<moment>.<parameter>`.
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    header = _identity(network.architecture, network.k)
-    header |= {"clip": network.clip, "weight_bits": network.weight_bits}
+    header = description(network.architecture, network.k, clip=network.clip, weight_bits=network.weight_bits)
     header |= {"provenance": json.dumps(provenance, sort_keys=True)}
     save_tensors(path, FORMAT, VERSION, header, tensors | optimizer.tensors())
 
 
-def load_checkpoint(path: Path, architecture: Architecture, k: Precision) -> Checkpoint:
+def load_checkpoint(path: Path, architecture: Architecture, k: Precision, **settings: Setting) -> Checkpoint:
     """Read a network and check that it is the expected one; its clip and whether it is integer-aware are read.
 
     Args:
         path: file written by `save_checkpoint`.
         architecture: the expected layers.
         k: the expected precision.
+        settings: the expected `clip` and `weight_bits`, if they are known.
 
     Raises:
         QuantspikeError: the file is absent or damaged, of another version, holds another network
             or a weight that is not finite.
     """
     header, tensors = load_tensors(path, FORMAT, VERSION)
-    for name, expected in _identity(architecture, k).items():
-        if header.get(name) != expected:
-            raise QuantspikeError(
-                f"{path} holds a network with {name} = {header.get(name)}, expected {expected}: run dvc repro"
-            )
-    network = QuantizedCNN(architecture, k, header["clip"], header["weight_bits"])
+    # First, so that layers which only the file announces are never built.
+    check_description(path, header, description(architecture, k, **settings))
     state = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise QuantspikeError(f"{path} does not hold the weights its header announces: {error}") from error
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise QuantspikeError(f"{path}: {name} is not finite; train again")
     moments = {name: value for name, value in tensors.items() if name.startswith("optimizer.")}
-    return Checkpoint(path, network, moments, json.loads(str(header.get("provenance", "{}"))))
+    with reading(path):
+        network = QuantizedCNN(architecture, k, header["clip"], header["weight_bits"])
+        network.load_state_dict(state)
+        for name, value in state.items():
+            if not torch.isfinite(value).all():
+                raise QuantspikeError(f"{path}: {name} is not finite; train again")
+        provenance: dict[str, Any] = dict(json.loads(header["provenance"]))
+    return Checkpoint(path, network, moments, provenance)
+
+
+def load_network(run: Run, dataset: Dataset) -> Checkpoint:
+    """Read the trained network of a run, whose results count, and check that it is that of the run's settings.
+
+    Raises:
+        QuantspikeError: as for `load_checkpoint`.
+    """
+    settings = run.settings
+    aware = run.k != "fp32" and settings.finetune.integer_aware
+    return load_checkpoint(
+        run.network,
+        architecture_of(run, dataset.channels, dataset.classes),
+        run.k,
+        clip=settings.recipe.clip,
+        weight_bits=settings.convert.weight_bits if aware else None,
+    )
 
 
 def resume_optimizer(checkpoint: Checkpoint, network: QuantizedCNN, kind: OptimizerName) -> Optimizer:
@@ -99,22 +113,9 @@ def resume_optimizer(checkpoint: Checkpoint, network: QuantizedCNN, kind: Optimi
         QuantspikeError: the file holds no moments for a parameter, or some that do not fit it.
     """
     optimizer = Optimizer(network, kind)
-    try:
+    with reading(checkpoint.path):
         optimizer.restore(checkpoint.moments)
-    except QuantspikeError as error:
-        raise QuantspikeError(f"{checkpoint.path}: {error}; train again") from error
     return optimizer
-
-
-def _identity(architecture: Architecture, k: Precision) -> Header:
-    """Return the header entries that tell networks apart."""
-    return {
-        "layers": architecture.text,
-        "image_size": architecture.image_size,
-        "image_channels": architecture.image_channels,
-        "classes": architecture.classes,
-        "k": k,
-    }
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,7 @@ class ResumeStore:
             QuantspikeError: the file system refuses the write; earlier states are untouched.
         """
         path = self.folder / f"{self.phase}-{self.fingerprint}-{len(records):06d}.safetensors"
-        content = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        header: Header = {"records": json.dumps(records), "sha256": _digest(content, records)}
-        save_tensors(path, STATE_FORMAT, STATE_VERSION, header, content)
+        save_tensors(path, STATE_FORMAT, STATE_VERSION, {"records": json.dumps(records)}, tensors)
         # States after this one are corrupt, or training would have resumed from them.
         self._keep([state for state in self.states() if state <= path][-_KEPT:])
 
@@ -153,13 +152,10 @@ class ResumeStore:
         for path in reversed(self.states()):
             try:
                 header, tensors = load_tensors(path, STATE_FORMAT, STATE_VERSION)
-                records = json.loads(str(header["records"]))
-                if _digest(tensors, records) != header["sha256"]:
-                    raise ValueError("its content is not what was written")
-            except (QuantspikeError, ValueError, KeyError):
+                with reading(path):
+                    return tensors, [dict(record) for record in json.loads(header["records"])]
+            except QuantspikeError:
                 print(f"{path.name} is skipped: it is damaged", file=sys.stderr)
-            else:
-                return tensors, records
         return None
 
     def keep_last(self) -> None:
@@ -177,12 +173,3 @@ class ResumeStore:
     def _keep(self, kept: Sequence[Path]) -> None:
         for state in set(self.states()).difference(kept):
             state.unlink(missing_ok=True)
-
-
-def _digest(tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).numpy().data)
-    return digest.hexdigest()
