@@ -40,12 +40,21 @@ def test_shards_follow_each_other_and_are_as_even_as_can_be(n: int, size: int) -
     assert max(lengths) - min(lengths) <= 1
 
 
-def test_each_process_gets_a_gpu_of_its_own_unless_the_device_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    third = Group(rank=2, size=4, local_rank=3)
+    third = Group(rank=2, size=4, local_rank=1)
     assert third.own_device(torch.device("cpu")) == torch.device("cpu")
-    assert third.own_device(torch.device("cuda:0")) == torch.device("cuda:0")
     assert third.own_device(torch.device("cuda")) == torch.device("cuda:1")
+    assert Group().own_device(torch.device("cuda")) == torch.device("cuda:0")
+    assert Group().own_device(torch.device("cuda:1")) == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(("device", "local_rank"), [("cuda", 2), ("cuda:0", 0)])
+def test_processes_do_not_share_a_gpu(device: str, local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = f"each process needs a GPU of its own, but device is '{device}' and torch sees 2 GPUs here: set device to"
+    with pytest.raises(QuantspikeError, match=message):
+        Group(rank=2, size=4, local_rank=local_rank).own_device(torch.device(device))
 
 
 @pytest.mark.parametrize(("available", "kind"), [(True, "cuda"), (False, "cpu")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 TRAINED_WITH = {
     "optimizer": "adam",
     "label_smoothing": 0,
-    "validation": 0,
     "shift": 4,
     "flip": "random",
     "brightness": 63.0,
@@ -41,6 +41,13 @@ def test_yaml_merge_keys_are_resolved(write_params: Edit) -> None:
     assert load_params(path).models["b"].layers == "8C3-16"
 
 
+def test_a_key_of_its_own_replaces_a_merged_one_also_where_sections_are_merged_in_turn(write_params: Edit) -> None:
+    path = write_params()
+    models = "  a: &a {layers: 8C3-16}\n  b: &b {<<: *a, layers: 4C3-16}\n  c: {<<: *b, layers: 2C3-16}\n"
+    path.write_text(path.read_text().replace("models:\n", f"models:\n{models}"))
+    assert [load_params(path).models[name].layers for name in "abc"] == ["8C3-16", "4C3-16", "2C3-16"]
+
+
 def test_the_paper_profile_is_the_published_protocol() -> None:
     params = load_params(ROOT / "params.yaml")
     assert (params.grid.model, params.grid.k) == (["cnn1", "cnn2"], [0, 1, 2])
@@ -50,7 +57,7 @@ def test_the_paper_profile_is_the_published_protocol() -> None:
     }
     phases = [{"epochs": 100, "learning_rate": 1e-3}, {"epochs": 100, "learning_rate": 1e-4}]
     assert params.profiles["paper"].model_dump() == {
-        "data": {"source": "cifar10", "crop": 24},
+        "data": {"source": "cifar10", "crop": 24, "held_out": 0},
         "width": 1.0,
         "recipe": TRAINED_WITH | {"batch_size": 200, "arithmetic": "auto"},  # 50,000 images: 250 steps an epoch
         "baseline": phases,
@@ -128,10 +135,10 @@ def test_params_cannot_be_changed_once_read(write_params: Edit) -> None:
         ("grid.epochs", "profile, model, k, seed"),
         ("models.small.width", "layers"),
         ("profiles.tiny.trian", "data, width, recipe, baseline, train, finetune, convert, simulate"),
-        ("profiles.tiny.data.size", "source, crop"),
+        ("profiles.tiny.data.size", "source, crop, held_out"),
         (
             "profiles.tiny.recipe.lr",
-            "optimizer, batch_size, label_smoothing, validation, shift, flip, brightness, contrast, clip, arithmetic",
+            "optimizer, batch_size, label_smoothing, shift, flip, brightness, contrast, clip, arithmetic",
         ),
         ("profiles.tiny.baseline.0.start", "epochs, learning_rate"),
         ("profiles.tiny.train.batch_size", "epochs, learning_rate, start, activation_penalty"),
@@ -168,7 +175,7 @@ def test_a_missing_key_is_named(place: str, write_params: Edit) -> None:
 
 K = "k is a whole number from 0 to 24, found"
 PLACES = "k counts binary places and lies between 0 and 24, found"
-NAME = "a name is text of letters, digits and underscores (a number in quotes), found"
+NAME = "a name is 1 to 64 letters, digits and underscores (a number in quotes), found"
 ABOVE, AT_LEAST, AT_MOST = (
     f"Input should be {relation} " for relation in ("greater than", "greater than or equal to", "less than or equal to")
 )
@@ -204,7 +211,7 @@ ABOVE, AT_LEAST, AT_MOST = (
         ("profiles.tiny.recipe.optimizer", "sgd", "recipe.optimizer: Input should be 'adam' or 'muon' (found 'sgd')"),
         ("profiles.tiny.recipe.label_smoothing", 1, "label_smoothing: Input should be less than 1 (found 1)"),
         ("profiles.tiny.recipe.shift", -1, f"profiles.tiny.recipe.shift: {AT_LEAST}0 (found -1)"),
-        ("profiles.tiny.recipe.validation", -1, f"profiles.tiny.recipe.validation: {AT_LEAST}0 (found -1)"),
+        ("profiles.tiny.data.held_out", -1, f"profiles.tiny.data.held_out: {AT_LEAST}0 (found -1)"),
         (
             "profiles.tiny.recipe.flip",
             "yes",
@@ -256,6 +263,19 @@ ABOVE, AT_LEAST, AT_MOST = (
         ("launch", ["torchrun"], "launch: Input should be a valid string (found ['torchrun'])"),
         ("device", "gpu", "device: String should match pattern"),
         ("device", "cuda:", "(found 'cuda:')"),
+        ("device", "cuda:100", "(found 'cuda:100')"),  # torch numbers GPUs in 8 bits
+        ("device", "cuda:\u0663", "device: String should match pattern"),  # a digit, but not for torch
+        ("grid.model", ["m" * 65], f"grid.model.0: {NAME} 'mmm"),
+        (
+            "profiles.tiny.simulate.steps",
+            10**400,
+            "steps: Input should be less than or equal to 1000000000 (found 1000",
+        ),
+        (
+            "profiles.tiny.data.source",
+            "x\ud800",
+            "data.source: Input should be a valid string, unable to parse raw data",
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_its_place(
@@ -267,6 +287,33 @@ def test_a_value_that_is_not_allowed_is_named_with_its_place(
     assert place.split(".")[-1] in error
 
 
+@pytest.mark.parametrize("name", ["resume", "Downloads", "TINY"])
+def test_no_profile_shares_its_folder(name: str, write_params: Edit, params_content: dict[str, Any]) -> None:
+    error = error_of(write_params({f"profiles.{name}": params_content["profiles"]["tiny"]}))
+    shares = (
+        "would share its folder: names must differ by more than capital letters, and no profile can be named resume"
+    )
+    assert re.search(f"profiles.({name}|tiny) {shares} or downloads", error)
+
+
+def test_no_model_shares_its_folder(write_params: Edit) -> None:
+    layers = {"layers": "8C3-16"}
+    assert len(load_params(write_params({"models.resume": layers})).models) == 2
+    assert "models.Small would share its folder: " in error_of(write_params({"models.Small": layers}))
+
+
+def test_of_many_mistakes_the_first_are_named(write_params: Edit) -> None:
+    lines = error_of(write_params({"grid.seed": [-1] * 1000})).splitlines()
+    assert lines[0].endswith("holds 1000 values that are not allowed:")
+    assert (lines[20].split(":")[0], lines[21:]) == ("  grid.seed.19", ["  ..."])
+
+
+def test_a_long_value_is_shown_in_part(write_params: Edit) -> None:
+    line = error_of(write_params({"profiles.tiny.recipe.flip": "x" * 2000})).splitlines()[1]
+    assert line.endswith("xxx ...")
+    assert len(line) < 600
+
+
 def test_all_mistakes_are_named_at_once(write_params: Edit) -> None:
     error = error_of(write_params({"grid.k": [-1, 99], "profiles.tiny.train.epochs": 0, "colour": "red"}))
     assert "holds 4 values that are not allowed:" in error
@@ -275,6 +322,11 @@ def test_all_mistakes_are_named_at_once(write_params: Edit) -> None:
 
 
 # Files that cannot be read
+
+# Each line stands for ten times as many values as the one before.
+EXPLODING = b"a0: &a0 {x: 1}\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 30)
+)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +339,17 @@ def test_all_mistakes_are_named_at_once(write_params: Edit) -> None:
         (b"grid: !!python/object:os.system x", "is not valid YAML: could not determine a constructor"),
         (b"grid: 2026-13-45", "is not valid YAML: month must be in"),
         (b"grid: !!int many", "is not valid YAML: invalid literal"),
+        (b"a: 1\ngrid: !!int ''", "is not valid YAML: IndexError: string index out of range\n"),
+        (b"grid: !!bool x", "is not valid YAML: KeyError: 'x'\n"),
+        (b"grid: !!timestamp x", "is not valid YAML: AttributeError: "),
+        (b"grid: !!set [a]", "is not valid YAML: expected a mapping node, but found sequence\n"),
+        (b"grid: !!map x", "is not valid YAML: expected a mapping node, but found scalar\n"),
+        (b"[" * 1000, "is not valid YAML: RecursionError: "),
+        (b"a: &a [*a]", "is not valid YAML: an alias stands within the section that it names\n"),
+        (b"a: " + b"x" * 2001, "is not valid YAML: a value has more than 2,000 characters\n"),
+        (b"#" * 2**20 + b"#", "is not valid YAML: it has more than 1,048,576 characters"),
+        (EXPLODING, "is not valid YAML: it stands for more than 20,000 values\n"),
+        (EXPLODING.replace(b"[", b"{<<: [").replace(b"]", b"]}"), "it stands for more than 20,000 values\n"),
         (b"a: 1\n---\nb: 2", "is not valid YAML: expected a single document"),
         (b"a: 1\nb: {c: 1,\n  d: 2, c: 3}", "is not valid YAML: duplicate key 'c' in line 3"),
         (b"\xff\xfe\x00", "is not valid YAML"),

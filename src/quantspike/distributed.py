@@ -65,10 +65,20 @@ class Group:
         return values[0]
 
     def own_device(self, device: torch.device) -> torch.device:
-        """Return a GPU of its own for each process of a machine, unless the device has a number."""
-        if device.type != "cuda" or device.index is not None:
+        """Return a GPU of its own for each process of a machine, for a single one the GPU that has the device's number.
+
+        Raises:
+            QuantspikeError: there are fewer GPUs than processes, or several would share the numbered one.
+        """
+        if device.type != "cuda" or (self.size == 1 and device.index is not None):
             return device
-        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        count = torch.cuda.device_count()
+        if device.index is not None or self.local_rank >= count:
+            raise QuantspikeError(
+                f"each process needs a GPU of its own, but device is {str(device)!r} and torch sees {count} GPUs here: "
+                f"set device to auto, and --nproc-per-node of launch to {count} or less"
+            )
+        return torch.device("cuda", self.local_rank)
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from quantspike.errors import QuantspikeError
+from quantspike.strict_yaml import load_yaml, shortened
 
 Precision = Literal["fp32"] | int
 """Precision of the activations: `fp32`, or k for steps of 2^-k."""
@@ -38,7 +39,16 @@ LARGEST_COUNT = 2**10 - 2
 WEIGHT_BITS = range(4, 17)
 """Widths of the integer weights, sign included."""
 
-_NAME = re.compile(r"[A-Za-z0-9_]+")
+_LARGEST = 10**9
+"""The largest number of steps, images, epochs or pixels; more is a slip of the keyboard, and overflows somewhere."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+_RESERVED = ("resume", "downloads")
+"""Folders in data/ that belong to no profile."""
+
+_MOST_PROBLEMS = 20
+"""Problems of a params file that are named at once."""
 
 
 def _number(value: Any) -> Any:
@@ -94,12 +104,13 @@ def _command(text: str) -> str:
 
 def _name(value: Any) -> Any:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"a name is text of letters, digits and underscores (a number in quotes), found {value!r}")
+        raise ValueError(f"a name is 1 to 64 letters, digits and underscores (a number in quotes), found {value!r}")
     return value
 
 
 LearningRate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=10)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=_LARGEST)]
 Picojoules = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Name = Annotated[str, BeforeValidator(_name)]
 
@@ -139,10 +150,12 @@ class Data(Section):
     Attributes:
         source: `cifar10`, `digits` or a path; see `quantspike.data.sources`.
         crop: side of the square that the network sees, in pixels.
+        held_out: number of training images that take the place of the test images, to choose settings with.
     """
 
     source: str = Field(min_length=1)
     crop: Count
+    held_out: CountOrZero
 
 
 class Recipe(Section):
@@ -152,7 +165,6 @@ class Recipe(Section):
         optimizer: `adam` at a constant learning rate, or `muon` at one that falls linearly to 0 over each phase.
         batch_size: images per step, over all processes.
         label_smoothing: share of each label that is spread evenly over all classes.
-        validation: number of training images that are held out and only measured.
         shift: how far crops lie from the center at most, in pixels and within the image.
         flip: which training images are mirrored left to right: `none`, a `random` half in each epoch, or `alternating`:
             each image in every second epoch, half of them in the first.
@@ -163,10 +175,9 @@ class Recipe(Section):
     """
 
     optimizer: OptimizerName
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, le=_LARGEST)]
     label_smoothing: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-    validation: Annotated[int, Field(ge=0)]
-    shift: Annotated[int, Field(ge=0)]
+    shift: CountOrZero
     flip: Literal["none", "random", "alternating"]
     brightness: Annotated[float, BeforeValidator(_number), Field(ge=0, le=255)]
     contrast: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
@@ -218,7 +229,7 @@ class Simulate(Section):
 
     steps: Count
     settle_limit: Count
-    layer_delay: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    layer_delay: list[CountOrZero] = Field(min_length=1)
     engine: Literal["auto", "reference", "dense", "events"]
     batch_size: Count
     log_batch: Count
@@ -307,7 +318,7 @@ class Params(Section):
     profiles: dict[Name, Profile]
     energy: Energy
     launch: Annotated[str, AfterValidator(_command)] = "python"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$")] = "auto"
 
     @model_validator(mode="after")
     def _grid_is_defined(self) -> Params:
@@ -320,6 +331,18 @@ class Params(Section):
                     raise ValueError(f"grid.{kind} names {name!r}, but {kind}s defines only {', '.join(known)}")
         return self
 
+    @model_validator(mode="after")
+    def _each_has_a_folder_of_its_own(self) -> Params:
+        for kind, names, taken in (("profiles", self.profiles, _RESERVED), ("models", self.models, ())):
+            folders = Counter(name.lower() for name in [*names, *taken])  # some file systems ignore case
+            for name in names:
+                if folders[name.lower()] > 1:
+                    raise ValueError(
+                        f"{kind}.{name} would share its folder: names must differ by more than capital letters, and no "
+                        f"profile can be named {' or '.join(_RESERVED)}"
+                    )
+        return self
+
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check a params file.
@@ -328,14 +351,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         QuantspikeError: the file is absent, is not YAML, or holds a value that is not allowed;
             the message names every place.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise QuantspikeError(f"{path} does not exist: run in the project's folder, or use --params") from None
-    except OSError as error:
-        raise QuantspikeError(f"{path} cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise QuantspikeError(f"{path} is not valid YAML: {error}") from error
+    content = load_yaml(path)
     if not isinstance(content, dict):
         raise QuantspikeError(f"{path} must hold sections such as grid and profiles, found {type(content).__name__}")
     try:
@@ -344,25 +360,10 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise QuantspikeError(f"{path} holds {_describe(error)}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuse a duplicate key, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # <<, which the base class resolves
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in keys:
-                raise yaml.YAMLError(f"duplicate key {key!r} in line {key_node.start_mark.line + 1}")
-            keys.append(key)
-        return super().construct_mapping(node, deep)
-
-
 def _describe(error: ValidationError) -> str:
     """Return one line per problem: place, what is allowed, what was found."""
     lines = []
-    for problem in error.errors():
+    for problem in error.errors()[:_MOST_PROBLEMS]:
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: this key is unknown{_suggestion(problem['loc'])}")
@@ -371,11 +372,12 @@ def _describe(error: ValidationError) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
-            lines.append(
-                f"{place}: {message}{found}" if place else message
-            )  # checks of the whole file name their place
-    count = "a value that is not allowed" if len(lines) == 1 else f"{len(lines)} values that are not allowed"
-    return f"{count}:\n" + "\n".join(f"  {line}" for line in lines)
+            # Checks of the whole file name their place themselves.
+            lines.append(f"{place}: {message}{found}" if place else message)
+    if error.error_count() > len(lines):
+        lines.append("...")
+    found = "a value that is" if error.error_count() == 1 else f"{error.error_count()} values that are"
+    return f"{found} not allowed:\n" + "\n".join(f"  {shortened(line)}" for line in lines)
 
 
 def _suggestion(place: tuple[int | str, ...]) -> str:

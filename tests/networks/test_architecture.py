@@ -67,6 +67,12 @@ def test_the_width_scales_every_number_of_channels_and_keeps_one_at_least() -> N
         ("5", r"layer 1 \('5'\) of '5': the head cannot come first"),
         ("4C3-5-4C3", r"layer 3 \('4C3'\) of '4C3-5-4C3': no convolution may follow the head"),
         ("4C3-5-P1", r"layer 3 \('P1'\) of '4C3-5-P1': no pooling may follow the head"),
+        ("1000000C3-5", r"layer 1 \('1000000C3'\) of '1000000C3-5' is not understood: .* numbers of at most 6 digits"),
+        ("9" * 400 + "C3-5", r"layer 1 \('9{400}C3'\)"),
+        ("1\u0663C3-5", r"layer 1 \('1\u0663C3'\)"),  # a digit of another script
+        ("4C3-" * 100 + "5", r"the layer string has 101 layers, at most 100 are allowed"),
+        # Weights: 3 x 50,000 x 9 + 50,000 x 30,000 + 30,000 x 24 x 24; neurons: 80,000 x 24 x 24 + 1.
+        ("50000C3-30000C1-1", r"has 1,518,630,000 weights and 46,080,001 neurons, at most 1,073,741,824 of each are"),
         ("4C3-P2-4C3-P2-4C3-P2-4C3-P2-5", r"layer 8 \('P2'\) of .*: the map is 3x3 there, .*now 24\)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from conftest import Edit
 from quantspike.errors import QuantspikeError
@@ -169,6 +171,59 @@ def test_an_error_of_the_user_is_a_message_and_a_defect_of_the_program_a_traceba
         call(*words, main=ending(RuntimeError("a defect")))
 
 
+@pytest.mark.parametrize(
+    ("stage", "error", "message"),
+    [
+        (
+            "simulate",
+            MemoryError("Unable to allocate"),
+            "(Unable to allocate): lower simulate.batch_size of the profile in params.yaml, or run it where more is",
+        ),
+        ("train", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "lower recipe.batch_size of"),
+        ("baseline", RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "lower recipe.batch_size of the"),
+        ("convert", MemoryError(), "): run it where more is free"),
+    ],
+)
+def test_a_stage_without_enough_memory_names_the_setting_to_lower(
+    stage: str, error: Exception, message: str, call: Call, write_params: Edit
+) -> None:
+    def main(run: Run) -> None:
+        sys.argv[0] = f"stages/{stage}.py"
+        raise error
+
+    code = str(exit_code(call, "--params", write_params(), *RUN, main=main))
+    assert code.startswith("error: not enough memory (")
+    assert message in code
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_stage_works_on_whoever_reads_what_it_prints(
+    closed: bool, call: Call, write_params: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main(run: Run) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            print("a line", file=stream, flush=True)
+        for _ in tqdm(range(3), mininterval=0):
+            tqdm.write("a line", file=sys.stdout)
+        print("a line that stays in the buffer")
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as without_reader:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, None if closed else without_reader)
+        assert len(call("--params", write_params(), *RUN, main=main)) == 1
+
+
+def test_characters_that_the_locale_lacks_are_printed_as_escapes(
+    call: Call, write_params: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    call("--params", write_params(), *RUN, main=lambda run: print("a ± b"))
+    assert written.getvalue() == b"a \\xb1 b\n"
+
+
 def stop_itself(run: Run, device: str) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
@@ -237,12 +292,32 @@ def test_only_a_stage_that_processes_can_share_is_launched_and_only_once(
     assert len(launched) == 1
 
 
-def test_a_command_that_cannot_be_started_is_named(call: Call, write_params: Edit) -> None:
-    code = exit_code(call, "--params", write_params({"launch": "no-such/torchrun -n 2"}), *RUN, shared=True)
-    assert str(code).startswith("error: launch in params.yaml is 'no-such/torchrun -n 2', which cannot be started")
+@pytest.mark.parametrize("command", ["no-such/torchrun -n 2", "torchrun -n 2\0"])
+def test_a_command_that_cannot_be_started_is_named(command: str, call: Call, write_params: Edit) -> None:
+    code = exit_code(call, "--params", write_params({"launch": command}), *RUN, shared=True)
+    assert str(code).startswith(f"error: launch in params.yaml is {command!r}, which cannot be started (")
 
 
 # Real processes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
+def test_a_stage_whose_dvc_was_killed_before_it_could_notice_does_nothing(write_params: Edit) -> None:
+    folder = write_params().parent
+    # Each `read` ends when the only process that could write has ended.
+    orphan = 'read line; exec "$@"'
+    dvc = "import os, subprocess as s, sys; s.Popen(sys.argv[1:], stdin=s.PIPE); os._exit(0)"
+    stage = [sys.executable, str(STAGES / "download.py"), *arguments("download")]
+    done = subprocess.run(
+        [sys.executable, "-c", dvc, "sh", "-c", orphan, "sh", *stage],
+        cwd=folder,
+        env=os.environ | {"DVC_STAGE": "download@tiny"},
+        capture_output=True,  # until the stage has ended
+        text=True,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (folder / "data").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")

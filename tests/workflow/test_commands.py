@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -109,6 +110,27 @@ def test_params_can_be_checked_before_anything_runs(project: Path, call: Call) -
     path.write_text(path.read_text().replace("grid:", "gird:"))
     with pytest.raises(SystemExit, match=r"^error: params\.yaml holds 2 values that are not allowed"):
         call("check")
+
+
+@pytest.mark.parametrize("words", [("check",), ("--help",)])
+def test_a_reader_that_has_gone_is_no_error(
+    words: tuple[str, ...], project: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:  # what stays in its buffer would fail when it is closed
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as caught:
+            call(*words)
+    assert caught.value.code == (0 if words == ("--help",) else 128 + signal.SIGPIPE)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is full")
+def test_a_disk_that_is_full_is_an_error(project: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit, match=r"^error: the output cannot be written: .*No space left on device"):
+            call("check")
 
 
 # readme

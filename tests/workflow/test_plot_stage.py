@@ -24,7 +24,9 @@ def small_params() -> Params:
     """Return params of a small network on digits, with short trainings and curves."""
     phases = [{"epochs": 2, "learning_rate": 1e-3}, {"epochs": 1, "learning_rate": 1e-4}]
     settings: dict[str, Any] = {"train__epochs": 2, "finetune__epochs": 1, "simulate__steps": 5}
-    return make_params(k=(1,), baseline=phases, width=0.25, data={"source": "digits", "crop": 8}, **settings)
+    return make_params(
+        k=(1,), baseline=phases, width=0.25, data={"source": "digits", "crop": 8, "held_out": 0}, **settings
+    )
 
 
 def draw(root: Path) -> Path:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from conftest import PARAMS, Edit
 from quantspike.conversion.integer import load_integer_network
@@ -118,9 +120,9 @@ def test_the_spiking_network_is_the_integer_network_on_every_image(project: Path
     predictions = network.logits(counts[-1]).argmax(1).numpy()
     assert simulation["integer_accuracy"] == (predictions == dataset.test_labels).mean()
     assert simulation["accuracy"] == simulation["integer_accuracy"]
-    assert (simulation["differing_predictions"], simulation["unsettled"]) == (0, 0)
+    assert (simulation["differing_predictions"], simulation["unsettled_at_T"]) == (0, 0)
     assert simulation["ann_agreement"] > 0.9
-    assert (certificate["settled"], certificate["equal"], certificate["mismatches"]) == (360, 360, 0)
+    assert (certificate["settled_by_limit"], certificate["equal"], certificate["mismatches"]) == (360, 360, 0)
     assert certificate["last_settling_step"] == simulation["settled_step"]
 
 
@@ -188,11 +190,26 @@ def test_a_stage_without_its_input_names_the_file_and_writes_nothing(stage: str,
     assert files(fresh) == before
 
 
+def test_in_a_copy_that_dvc_makes_for_an_experiment_a_relative_source_is_that_of_the_project(
+    write_params: Edit, tmp_path: Path
+) -> None:
+    copied = tmp_path / ".dvc/tmp/exps/standalone/tmp1a2b"
+    copied.mkdir(parents=True)
+    write_params({"profiles.tiny.data.source": "images"}).rename(copied / "params.yaml")
+    for part, shade in product(("train", "test"), (0, 255)):
+        path = tmp_path / "images" / part / f"class{shade}" / "image.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (8, 8), shade).save(path)
+    run_here(copied, "download")
+    assert load_dataset(copied / "data/tiny/images.safetensors").class_names == ("class0", "class255")
+
+
 @pytest.mark.parametrize(
     ("stage", "place", "value", "message"),
     [
-        ("download", "data", {"source": "digits", "crop": 12}, "data.crop is 12, but the images are only 8 x 8 pixels"),
-        ("download", "data", {"source": "here", "crop": 8}, "data.source 'here' does not exist. A source is one of:"),
+        ("download", "data.crop", 12, "data.crop is 12, but the images are only 8 x 8 pixels"),
+        ("download", "data.source", "here", "data.source 'here' does not exist. A source is one of:"),
+        ("download", "data.held_out", 1436, "data.held_out is 1436, but of 1437 training images at most 1435 can be"),
         (
             "download",
             "simulate.layer_delay",
@@ -200,6 +217,11 @@ def test_a_stage_without_its_input_names_the_file_and_writes_nothing(stage: str,
             "profiles.tiny.simulate.layer_delay holds 5, with which the last of 5 layers fires from step 21 on, but",
         ),
         ("convert", "width", 1.0, "layers = 4C3-P2-8C3-P2-8, expected 8C3-P2-16C3-P2-16: run dvc repro"),
+        ("convert", "recipe.clip", 2.0, "clip = None, expected 2.0: run dvc repro"),
+        ("convert", "finetune.integer_aware", True, "weight_bits = None, expected 12: run dvc repro"),
+        ("evaluate", "recipe.clip", 2.0, "clip = None, expected 2.0: run dvc repro"),
+        ("simulate", "width", 1.0, "layers = 4C3-P2-8C3-P2-8, expected 8C3-P2-16C3-P2-16: run dvc repro"),
+        ("simulate", "convert.weight_bits", 8, "weight_bits = 12, expected 8: run dvc repro"),
     ],
 )
 def test_settings_that_do_not_fit_the_files_are_named(

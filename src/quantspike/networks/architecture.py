@@ -13,11 +13,19 @@ from quantspike.errors import QuantspikeError
 from quantspike.params import Simulate
 from quantspike.paths import Run
 
-_CONVOLUTION = re.compile(r"([1-9]\d*)C([1-9]\d*)")
-_POOLING = re.compile(r"P([1-9]\d*)")
-_HEAD = re.compile(r"[1-9]\d*")
+_NUMBER = r"([1-9][0-9]{0,5})"
+_CONVOLUTION = re.compile(f"{_NUMBER}C{_NUMBER}")
+_POOLING = re.compile(f"P{_NUMBER}")
+_HEAD = re.compile(_NUMBER)
 
-_GRAMMAR = "write cCn (convolution), Pn (learned pooling) or, at the end, bare channel numbers, joined by '-'"
+_GRAMMAR = (
+    "write cCn (convolution), Pn (learned pooling) or, at the end, bare channel numbers, joined by '-', "
+    "with numbers of at most 6 digits"
+)
+
+MOST_LAYERS = 100
+LARGEST = 2**30
+"""The largest number of weights and of neurons: gigabytes at most, and far more than any network here needs."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,10 @@ class Architecture:
         """
         layers: list[Layer] = []
         size, channels, in_head = image_size, image_channels, False
-        for position, token in enumerate(text.split("-"), start=1):
+        tokens = text.split("-")
+        if len(tokens) > MOST_LAYERS:
+            raise QuantspikeError(f"the layer string has {len(tokens)} layers, at most {MOST_LAYERS} are allowed")
+        for position, token in enumerate(tokens, start=1):
             place = f"layer {position} ({token!r}) of {text!r}"
             if match := _CONVOLUTION.fullmatch(token):
                 if in_head:
@@ -132,7 +143,14 @@ class Architecture:
             size, channels = out_size, out
         if not in_head:
             raise QuantspikeError(f"{text!r} has no head: end with a bare number of channels, such as -1024")
-        return cls(tuple(layers), image_size, image_channels, classes)
+        architecture = cls(tuple(layers), image_size, image_channels, classes)
+        weights = sum(layer.in_channels * layer.out_channels * layer.kernel**2 for layer in layers)
+        if max(weights, architecture.neurons) > LARGEST:
+            raise QuantspikeError(
+                f"{text!r} has {weights:,} weights and {architecture.neurons:,} neurons, at most {LARGEST:,} of "
+                "each are allowed: use fewer channels, smaller kernels or more pooling"
+            )
+        return architecture
 
 
 def architecture_of(run: Run, image_channels: int = 3, classes: int = 10) -> Architecture:

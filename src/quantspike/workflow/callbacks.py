@@ -55,9 +55,8 @@ class Progress(Callback):
 
 def describe(epoch: Epoch, epochs: int) -> str:
     """Return one epoch, of so many, as a line."""
-    held_out = "" if epoch.validation_accuracy is None else f"  validation {epoch.validation_accuracy:7.2%}"
     return (
-        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  train {epoch.train_accuracy:7.2%}{held_out}"
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  train {epoch.train_accuracy:7.2%}"
         f"  test {epoch.test_accuracy:7.2%}"
     )
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from quantspike.errors import QuantspikeError
-from quantspike.files import delete_temporary_files, locked
+from quantspike.files import delete_temporary_files, locked, reason
 from quantspike.networks.architecture import architecture_of, check_layer_delay
 from quantspike.params import SEED_LIMIT, Params, Precision, check_k, load_params
 from quantspike.paths import Run, find_run, grid_runs
+
+# PyTorch has no error of its own for memory of the CPU, and several for GPUs.
+_OUT_OF_MEMORY = "(?i)out of memory|allocate memory|not enough memory|alloc_failed"
+
+_BATCH_SIZES = {"simulate": "simulate.batch_size"} | dict.fromkeys(
+    ("baseline", "train", "finetune"), "recipe.batch_size"
+)
 
 
 def run_stage(
@@ -49,6 +58,8 @@ def run_stage(
 def stage(main: Callable[..., None], description: str | None, *arguments: str) -> None:
     """Parse the command line, read params.yaml, run `main` and turn user errors into exit status 1.
 
+    What it prints is dropped once nobody can read it: showing never decides whether work is done.
+
     Args:
         main: called as main(params, root, **values), where root is the folder of the params file.
         description: docstring of the script, shown by --help.
@@ -56,18 +67,74 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
     """
     end_with_parent()
     signal.signal(signal.SIGTERM, _terminate)
-    options = _parser(description, arguments).parse_args()
-    values = {name: getattr(options, name) for name in arguments}
-    try:
-        params = load_checked_params(options.params)
-        _check(params, values)
-        main(params, options.params.parent, **values)
-    except QuantspikeError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as interrupt:
-        if first_process():
-            print("interrupted: no half-written file is left; the same command runs this stage again", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT))
+    with unread_output_dropped():
+        options = _parser(description, arguments).parse_args()
+        values = {name: getattr(options, name) for name in arguments}
+        try:
+            params = load_checked_params(options.params)
+            _check(params, values)
+            main(params, options.params.parent, **values)
+        except QuantspikeError as error:
+            sys.exit(f"error: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
+                raise
+            setting = _BATCH_SIZES.get(Path(sys.argv[0]).stem)
+            lower = f"lower {setting} of the profile in params.yaml, or " if setting else ""
+            sys.exit(f"error: not enough memory ({reason(error)}): {lower}run it where more is free")
+        except KeyboardInterrupt as interrupt:
+            if first_process():
+                told = "interrupted: no half-written file is left; the same command runs this stage again"
+                print(told, file=sys.stderr)
+            sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT))
+
+
+@contextmanager
+def unread_output_dropped() -> Iterator[list[OSError]]:
+    """Print what can be printed and drop the rest: to a reader that has gone (`... | head`), a full disk or nowhere.
+
+    Characters that the locale lacks become escapes. Yield a list that the errors of printing are added to.
+    """
+    streams, errors = [], list[OSError]()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by `>&-`: the next file that is opened would take its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # it flushes
+                stream.reconfigure(errors="backslashreplace")
+        streams.append(cast(TextIO, _Unbreakable(stream, errors)))
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        try:
+            yield errors
+        finally:
+            for stream in streams:
+                stream.flush()
+
+
+class _Unbreakable:
+    """A stream whose writing never fails, and a list of errors."""
+
+    def __init__(self, stream: TextIO, errors: list[OSError]) -> None:
+        self._stream, self._errors = stream, errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            self._errors.append(error)
+            # What is in the buffer would fail again when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def load_checked_params(path: Path) -> Params:
@@ -98,7 +165,7 @@ def launch(command: str) -> None:
         return
     try:
         os.execvp(words[0], [*words, *sys.argv])
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: it holds a NUL
         raise QuantspikeError(
             f"launch in params.yaml is {command!r}, which cannot be started ({error}): "
             "set it to python, or to torchrun with its options"
@@ -107,10 +174,12 @@ def launch(command: str) -> None:
 
 def end_with_parent() -> None:
     """Have the kernel send SIGTERM when a `dvc` that started this process dies, so that no orphan stays; Linux only."""
-    parent = os.getppid()
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    # DVC starts a stage in its own process group; if it is dead already, who adopted the stage is in another one.
+    # torchrun gives each process a group, and ends them all when it is sent SIGTERM.
+    if "TORCHELASTIC_RUN_ID" not in os.environ and os.getpgid(os.getppid()) != os.getpgrp():
         sys.exit(128 + signal.SIGTERM)
 
 

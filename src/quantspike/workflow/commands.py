@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from quantspike.reporting.results import RunResult, read_finished
 from quantspike.reporting.summary import console_table, paper_sections
 from quantspike.tracking.store import shown_uri, tracking_uri
 from quantspike.tracking.view import published_views
-from quantspike.workflow.cli import load_checked_params
+from quantspike.workflow.cli import load_checked_params, unread_output_dropped
 
 BEGIN = "<!-- results: begin (make readme) -->"
 END = "<!-- results: end -->"
@@ -36,8 +37,15 @@ _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_T
 
 
 def main() -> None:
-    """Parse the command line and run a command; user errors exit with status 1."""
-    options = _parser().parse_args()
+    """Parse the command line and run a command; user errors, and output that cannot be written, exit with status 1."""
+    with unread_output_dropped() as errors:
+        _run(_parser().parse_args())
+    if errors:
+        gone = isinstance(errors[0], BrokenPipeError)  # as `... | head` does: no error
+        sys.exit(128 + signal.SIGPIPE if gone else f"error: the output cannot be written: {errors[0]}")
+
+
+def _run(options: argparse.Namespace) -> None:
     try:
         if options.command == "check":
             print(f"{options.params} is valid: {len(grid_runs(load_checked_params(options.params)))} runs")

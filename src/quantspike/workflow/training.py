@@ -23,8 +23,15 @@ from quantspike.networks.architecture import architecture_of
 from quantspike.networks.cnn import new_network, with_precision
 from quantspike.params import Phase, Setting, TrainingStage
 from quantspike.paths import Run
-from quantspike.training.checkpoints import Checkpoint, ResumeStore, load_checkpoint, resume_optimizer, save_checkpoint
-from quantspike.training.evaluation import evaluation_report, hold_out, predict, save_scores, splits
+from quantspike.training.checkpoints import (
+    Checkpoint,
+    ResumeStore,
+    load_checkpoint,
+    load_network,
+    resume_optimizer,
+    save_checkpoint,
+)
+from quantspike.training.evaluation import evaluation_report, predict, save_scores, splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training, use_bf16
 from quantspike.training.optimizer import Optimizer
 from quantspike.workflow.callbacks import Progress, SaveState, live_tracking
@@ -61,14 +68,13 @@ def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
             network = with_precision(start.network, run.k, _weight_bits(run, stage)).to(own_device)
             optimizer = resume_optimizer(start, network, kind)
         images, test = splits(dataset, own_device)
-        images, validation = hold_out(images, run.settings.recipe.validation, run.seed)
         phases = [_settings(run, index, phase, own_device) for index, phase in _phases(run, stage)]
         # All before the first phase: code and images may be edited while it trains.
         stores = [resume_store(run, stage, settings.phase, settings.bf16) for settings in phases]
         epochs: list[Epoch] = []
         devices = [] if start is None else start.provenance["device"].split(_THEN)
         for settings, store in zip(phases, stores, strict=True):
-            training = Training(network, optimizer, settings, images, test, validation, group)
+            training = Training(network, optimizer, settings, images, test, group)
             epochs += run_phase(training, store, run, stage)
             devices += training.devices
         if group.rank == 0:
@@ -78,6 +84,7 @@ def train_stage(run: Run, device: str, stage: TrainingStage) -> None:
                 "arithmetic": "bf16" if bf16 else "fp32",
                 "device": _THEN.join(name for name, _ in groupby(devices)),
                 "processes": group.size,
+                "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
             save_checkpoint(run.checkpoint(stage), network, optimizer, provenance)
@@ -121,7 +128,7 @@ def evaluate_run(run: Run, device: str, stage: str) -> dict[str, Any]:
         QuantspikeError: the network or the images are absent or damaged.
     """
     dataset = load_dataset(run.dataset)
-    checkpoint = load_checkpoint(run.network, architecture_of(run, dataset.channels, dataset.classes), run.k)
+    checkpoint = load_network(run, dataset)
     network, images = checkpoint.network, torch.from_numpy(dataset.test_images)
     if network.weight_bits is None:
         own_device = resolve_device(device)
