@@ -33,6 +33,14 @@ _INT16, _INT32, _INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 Codegen = Callable[[Any, ir.IRBuilder, Any, list[Any]], Any]
 
 
+def compiled(function: Any) -> Any:
+    """Compile a function for one thread of many, and keep the code on disk where that can be written to."""
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # neither the package's folder nor the user's can
+        return njit(nogil=True, error_model="numpy")(function)
+
+
 def _row_adder(lanes: int) -> Any:
     row_sums_type, sums_type = ir.VectorType(_INT16, lanes), ir.VectorType(_INT32, lanes)
 
@@ -298,7 +306,7 @@ def _add_all(
             add_rows(membrane, start, weights, lane, rows, first, plus, taken - plus)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def advance_layer(
     images: Any, state: Any, layer: Any, waiting: Any, spikes: Any, masks: Any, used: Any, unsettled: Any
 ) -> int:

@@ -1,6 +1,6 @@
 """From the masks in which neurons fire to lists of spikes, and from the last layer's spikes to the class.
 
-As `event_kernels`, this file imports nothing of the package.
+As `event_kernels`, this file imports nothing of the package that is compiled.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from quantspike.simulation.event_kernels import compiled
 
 _BITS = 64
 """Neurons of a mask."""
@@ -29,7 +31,7 @@ def _lowest_bit(typing_context: Any, mask: Any) -> tuple[Any, Callable[..., Any]
 lowest_bit: Any = intrinsic(_lowest_bit)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def list_spikes(
     masks: Any, used: Any, size: Any, channels: Any, scale: Any, fan_out: Any, spikes: Any, counts: Any
 ) -> None:
@@ -83,7 +85,7 @@ def list_spikes(
             synops[step, image] += reached
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def classify(spikes: Any, bounds: Any, classifier: Any, logits: Any, predictions: Any) -> None:
     """Find the class with the largest logit after each step, the lowest one of equals.
 
