@@ -1,129 +1,188 @@
-"""Measure held-out accuracy over CPU-hours: the full-precision network of `fast` next to that of `paper`.
+"""Measure what changed settings do to accuracy, spikes and CPU time, on training images that are held out.
 
-    python benchmarks/accuracy.py --data path/to/cifar-10-batches-py --json accuracy.json
+    python benchmarks/accuracy.py --data path/to/cifar-10-batches-py --json accuracy.json \
+        --variants fast:baseline.0.epochs=8 paper:baseline.0.epochs=4,baseline.1.epochs=5
+    python benchmarks/accuracy.py --data path/to/cifar-10-batches-py --json accuracy.json --k 1 \
+        --variants fast fast:convert.weight_bits=12 fast:train.activation_penalty=0.3
 
-Both train CNN 1 from the same initial weights with the settings of params.yaml, but narrower and for fewer epochs, so
-that three seeds take half an hour on two cores (one thread each). `fast` has all its epochs in one phase. `paper` gets
-the CPU time that `fast` took, half of it for each of its two learning rates, as in the published 100 + 100 epochs.
-Training images are held out and measured after every epoch; the test images are not looked at.
+A variant is a profile of params.yaml, alone or with changes. The workflow's own stages run in a temporary project, in
+which held-out training images take the place of the test images; those are not looked at. Networks are narrower than
+in the profile, and two seeds run at a time, one thread each. Variants that train the same baseline share it.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import json
+import os
+import shutil
+import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 
 from common import CPU, at_least, machine, new_parser, report, spread
-from quantspike.networks.architecture import Architecture
-from quantspike.networks.cnn import new_network
-from quantspike.params import Profile, load_params
-from quantspike.training.evaluation import hold_out, splits
-from quantspike.training.loop import Callback, Epoch, Settings, Training, use_bf16
-from quantspike.training.optimizer import Optimizer
-from trained_networks import add_data_option, load_images
-from training import CNN1
+from quantspike.errors import QuantspikeError
+from quantspike.files import write_text
+from quantspike.params import Precision
+from quantspike.paths import Run, dataset_file, find_run
+from quantspike.reporting.results import SpikingResult, read_run
+from quantspike.workflow.cli import load_checked_params
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+ROOT = Path(__file__).resolve().parents[1]
 
-Curve = list[tuple[float, float]]
-"""CPU-hours and held-out accuracy after each epoch."""
+Figures = dict[str, float]
+"""Accuracy and CPU-hours of a run; of a quantized one, also SOPs and the step at which all images are settled."""
 
 
 def main() -> None:
     parser = new_parser(__doc__)
-    add_data_option(parser)
-    parser.add_argument("--layers", default=CNN1, help="layer string (default: %(default)s)")
+    parser.add_argument(
+        "--data", default="cifar10", help="a source of images, as in params.yaml (default: %(default)s)"
+    )
+    parser.add_argument("--variants", nargs="+", default=["fast"], help="profile, or profile:setting=value,...")
+    parser.add_argument("--model", default="cnn1", help="network of params.yaml (default: %(default)s)")
     parser.add_argument("--width", type=float, default=0.25, help="factor on the channels (default: %(default)s)")
-    parser.add_argument("--epochs", type=at_least(1), default=8, help="epochs of fast (default: %(default)s)")
+    parser.add_argument("--k", type=at_least(0), nargs="*", default=[], help="precisions (default: only the baseline)")
     parser.add_argument("--seeds", type=at_least(1), default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--held-out", type=at_least(1), default=5_000, help="images (default: %(default)s)")
     report(measure, parser.parse_args())
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the final accuracies with their spread over the seeds, and every curve."""
-    name = load_images(options.data).fingerprint["name"]  # names what is wrong with them before anything runs
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        runs = list(pool.map(partial(compare, options), range(options.seeds)))
+    """Return for each variant the figures of its baseline and of each k, with their spread over the seeds."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        root = Path(folder)
+        names = make_project(root, options)
+        run_stage(root, "download", "--profile", names[0])
+        for name in names[1:]:
+            copy_files(dataset_file(names[0], root).parent, dataset_file(name, root).parent)
+        runs = list(pool.map(partial(run_variants, root, names, options), range(options.seeds)))
+        provenance = json.loads(next(root.glob("metrics/*/*/baseline.json")).read_text())
     return {
-        "data": name,
-        "machine": machine(CPU) | {"threads": 1},
-        "n": {"seeds": options.seeds, "held_out": options.held_out, "width": options.width},
-        "held_out_accuracy": {profile: spread([run[profile][-1][1] for run in runs]) for profile in ("fast", "paper")},
-        "cpu_hours": {profile: spread([run[profile][-1][0] for run in runs]) for profile in ("fast", "paper")},
-        "curves": runs,
+        "data": provenance["data"]["name"],
+        "machine": machine(CPU) | {"threads": 1, "arithmetic": provenance["provenance"]["arithmetic"]},
+        "n": {"seeds": options.seeds, "held_out": options.held_out, "model": options.model, "width": options.width},
+        "variants": {
+            variant: {
+                f"k = {k}" if k != "fp32" else "baseline": {
+                    figure: spread([run[name, k][figure] for run in runs]) for figure in runs[0][name, k]
+                }
+                for k in ("fp32", *options.k)
+            }
+            for variant, name in zip(options.variants, names, strict=True)
+        },
     }
 
 
-def compare(options: argparse.Namespace, seed: int) -> dict[str, Curve]:
-    """Return the curves of both profiles with one seed."""
-    torch.set_num_threads(1)
-    fast, paper = (Trainer(load_params(PARAMS).profiles[name], options, seed) for name in ("fast", "paper"))
-    fast.train(fast.profile.baseline[0].learning_rate, options.epochs)
-    budget = fast.curve[-1][0]
-    for number, phase in enumerate(paper.profile.baseline, start=1):
-        paper.train(phase.learning_rate, sys.maxsize, budget * number / len(paper.profile.baseline))
-    return {"fast": fast.curve, "paper": paper.curve}
+def make_project(root: Path, options: argparse.Namespace) -> list[str]:
+    """Write params.yaml with a profile for each variant; return their names."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = {"source": str(absolute(options.data)), "held_out": options.held_out}
+    profiles = {f"v{index}": vary(params["profiles"], variant) for index, variant in enumerate(options.variants)}
+    for profile in profiles.values():
+        profile["data"] |= data
+        profile["width"] = options.width
+    grid = {"profile": list(profiles), "model": [options.model], "k": options.k or [0]}
+    params |= {"profiles": profiles, "grid": grid | {"seed": list(range(options.seeds))}}
+    write_text(root / "params.yaml", yaml.safe_dump(params))
+    load_checked_params(root / "params.yaml")
+    return list(profiles)
 
 
-class TimeIsUp(Exception):
-    """The granted CPU time is used up."""
+def absolute(source: str) -> str | Path:
+    """Return a source of images as it is named in another folder."""
+    return Path(source).absolute() if Path(source).exists() else source
 
 
-class Trainer(Callback):
-    """Trains the full-precision network of a profile, and notes its curve."""
+def vary(profiles: dict[str, Any], variant: str) -> dict[str, Any]:
+    """Return a profile with the changes that a variant such as `fast:train.epochs=2,recipe.clip=null` names.
 
-    def __init__(self, profile: Profile, options: argparse.Namespace, seed: int) -> None:
-        dataset = load_images(options.data)
-        self.profile, self._seed, self.curve = profile, seed, list[tuple[float, float]]()
-        self._images, self._held_out = hold_out(splits(dataset, CPU)[0], options.held_out, seed)
-        architecture = Architecture.parse(
-            options.layers,
-            image_size=profile.data.crop,
-            image_channels=dataset.channels,
-            classes=dataset.classes,
-            width=options.width,
-        )
-        self._network = new_network(architecture, "fp32", seed, profile.recipe.clip)
-        self._optimizer = Optimizer(self._network, profile.recipe.optimizer)
-        self._phases, self._hours = 0, 0.0
+    Raises:
+        QuantspikeError: there is no such profile or setting.
+    """
+    name, _, changes = variant.partition(":")
+    if name not in profiles:
+        raise QuantspikeError(f"--variants {variant}: no profile {name}; params.yaml has {', '.join(profiles)}")
+    profile: dict[str, Any] = json.loads(json.dumps(profiles[name]))
+    for change in filter(None, changes.split(",")):
+        place, _, value = change.partition("=")
+        section: Any = profile
+        *parents, last = (int(part) if part.isdecimal() else part for part in place.split("."))
+        try:
+            for part in parents:
+                section = section[part]
+            section[last]
+        except (KeyError, IndexError, TypeError):
+            raise QuantspikeError(f"--variants {variant}: the profile has no setting {place}") from None
+        section[last] = yaml.safe_load(value)
+    return profile
 
-    def train(self, learning_rate: float, epochs: int, budget: float = math.inf) -> None:
-        """Train one phase: so many epochs, or until the network has been trained for `budget` CPU-hours."""
-        settings = Settings(
-            phase=self._phases,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            seed=self._seed,
-            crop=self.profile.data.crop,
-            recipe=self.profile.recipe,
-            activation_penalty=0.0,
-            bf16=use_bf16(self.profile.recipe.arithmetic, CPU),
-        )
-        self._phases, self._budget, self._start = self._phases + 1, budget, time.process_time()
-        assert self._held_out is not None
-        one_image = self._held_out.part(slice(1))  # in place of the test images
-        training = Training(self._network, self._optimizer, settings, self._images, one_image, self._held_out)
-        with suppress(TimeIsUp):
-            training.run([self])
 
-    def on_epoch_end(self, training: Training, epoch: Epoch) -> None:
-        """Note time and accuracy, and stop when the time is up."""
-        now = time.process_time()
-        self._hours, self._start = self._hours + (now - self._start) / 3600, now
-        self.curve.append((self._hours, epoch.validation_accuracy or 0.0))
-        if self._hours >= self._budget:
-            raise TimeIsUp
+def run_variants(
+    root: Path, names: Sequence[str], options: argparse.Namespace, seed: int
+) -> dict[tuple[str, Precision], Figures]:
+    """Run all stages of all variants with one seed; return their figures by profile and k."""
+    params = load_checked_params(root / "params.yaml")
+    figures: dict[tuple[str, Precision], Figures] = {}
+    baselines: dict[str, Run] = {}
+    for name in names:
+        run = find_run(params, name, options.model, "fp32", seed, root)
+        same = json.dumps(run.settings.training_settings("baseline"))
+        if same in baselines:
+            copy_files(baselines[same].data, run.data)
+            copy_files(baselines[same].metrics, run.metrics)
+            figures[name, "fp32"] = figures[baselines[same].profile, "fp32"]
+        else:
+            baselines[same] = run
+            figures[name, "fp32"] = run_stages(run, "baseline")
+        for k in options.k:
+            run = find_run(params, name, options.model, k, seed, root)
+            figures[name, k] = run_stages(run, "train", "finetune", "evaluate", "convert", "simulate")
+    return figures
+
+
+def run_stages(run: Run, *stages: str) -> Figures:
+    """Run stages of one run and return what they measured; CPU-hours are those of the training."""
+    arguments = ["--profile", run.profile, "--model", run.model, "--seed", str(run.seed)]
+    arguments += [] if run.k == "fp32" else ["--k", str(run.k)]
+    seconds = {stage: run_stage(run.root, stage, *arguments) for stage in stages}
+    result = read_run(run)
+    trained = sum(seconds[stage] for stage in ("baseline", "train", "finetune") if stage in seconds)
+    figures = {"accuracy": result.evaluation.accuracy, "cpu_hours": trained / 3600}
+    if isinstance(result, SpikingResult):
+        snn = result.simulation
+        figures |= {"snn_accuracy": snn.accuracy, "synops": snn.synops, "settled_step": float(snn.settled_step or 0)}
+    return figures
+
+
+def run_stage(root: Path, stage: str, *arguments: str) -> float:
+    """Run a stage of the project in a folder and return the CPU time that it took, in seconds.
+
+    Raises:
+        QuantspikeError: it failed.
+    """
+    command = [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "QUANTSPIKE_TRACKING": "off"}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise QuantspikeError(f"{stage} {' '.join(arguments)} failed: {output.read().strip()[-500:]}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a folder, its large files as links."""
+    shutil.copytree(source, target, copy_function=os.link)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ class OurLoop(Callback):
                 optimizer="adam",
                 batch_size=options.batch,
                 label_smoothing=0,
-                validation=0,
                 shift=4,
                 flip="random",
                 brightness=63,

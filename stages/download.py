@@ -7,18 +7,20 @@ writes:  data/<profile>/images.safetensors (uint8 images, labels, class names, f
 
 from pathlib import Path
 
-from quantspike.data.dataset import save_dataset
+from quantspike.data.dataset import hold_out, save_dataset
 from quantspike.data.preparation import check_crop
 from quantspike.data.sources import load_source
 from quantspike.params import Params
-from quantspike.paths import dataset_file
+from quantspike.paths import dataset_file, project_root
 from quantspike.workflow import cli
 
 
 def main(params: Params, root: Path, profile: str) -> None:
     settings = params.profiles[profile].data
-    dataset = load_source(settings.source, downloads=root / "data" / "downloads", root=root)
+    project = project_root(root)  # a relative path means the same in a copy of the project
+    dataset = load_source(settings.source, downloads=project / "data" / "downloads", root=project)
     check_crop(dataset.image_size, settings.crop)
+    dataset = hold_out(dataset, settings.held_out)
     save_dataset(dataset, dataset_file(profile, root))
     images = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
     print(f"{profile}: {images} from {settings.source}, verified")

@@ -27,7 +27,7 @@ from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import QuantizedCNN, new_network, with_precision
 from quantspike.params import Params, Recipe
 from quantspike.paths import Run, grid_runs
-from quantspike.training.evaluation import Split, splits
+from quantspike.training.evaluation import splits
 from quantspike.training.loop import Callback, Epoch, Settings, Training
 from quantspike.training.optimizer import Optimizer
 from quantspike.workflow import training as workflow
@@ -45,7 +45,6 @@ SETTINGS = Settings(
         optimizer="adam",
         batch_size=16,  # of 40 images: 16, 16 and 8, which three processes share unevenly
         label_smoothing=0.0,
-        validation=0,
         shift=4,
         flip="random",
         brightness=63.0,
@@ -78,12 +77,11 @@ def small_network(frozen: bool) -> QuantizedCNN:
 def small_training(
     settings: Settings, group: Group, network: QuantizedCNN | None = None, images: int = 40, optimizer: Any = None
 ) -> Training:
-    """Return a training before its first step; of its one validation image not every process gets a share."""
+    """Return a training before its first step; of its last test images not every process gets a share."""
     network = small_network(frozen=True) if network is None else network
     training, test = splits(rows(), torch.device("cpu"))
-    validation = Split(test.images[:1], test.labels[:1])
     optimizer = optimizer or Optimizer(network, settings.recipe.optimizer)
-    return Training(network, optimizer, settings, training.part(slice(images)), test, validation, group)
+    return Training(network, optimizer, settings, training.part(slice(images)), test, group)
 
 
 class Descent(Optimizer):

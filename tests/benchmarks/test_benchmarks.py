@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -24,10 +26,12 @@ from quantspike.data.preparation import central_images
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import Block, QuantizedCNN, new_network
+from quantspike.paths import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import accuracy  # noqa: E402
 from peers import encode, make_peers  # noqa: E402
 from row_limit import TILE, add_stream  # noqa: E402
 from simulation import steps_needed  # noqa: E402
@@ -222,20 +226,54 @@ def test_the_cost_of_live_tracking_is_measured(training: list[str]) -> None:
     assert all(value > 0 for value in result["epoch_seconds"].values())
 
 
-def test_the_accuracies_of_fast_and_paper_are_measured_over_the_same_cpu_time(training: list[str]) -> None:
-    result = run("accuracy.py", *training[:4], "--width", "1", "--epochs", "3", "--seeds", "2", "--held-out", "10")
-    assert len(result["curves"]) == 2
-    for curves in result["curves"]:
-        (*before, end), fast = curves["paper"], curves["fast"]
-        assert len(fast) == 3
-        assert len(before) >= 1  # one epoch at each learning rate at least
-        assert before[-1][0] < fast[-1][0] or len(before) == 1
-        for hours, accuracy in (*fast, *before, end):
-            assert hours > 0
-            assert accuracy * 10 == pytest.approx(round(accuracy * 10))  # a share of ten images
-    for profile in ("fast", "paper"):
-        assert_spread(result["held_out_accuracy"][profile])
-        assert_spread(result["cpu_hours"][profile])
+def test_accuracy_spikes_and_time_of_a_changed_profile_are_measured_on_held_out_images() -> None:
+    short = "demo:baseline.0.epochs=1,train.epochs=1,recipe.clip=null"
+    options = ["--data", "digits", "--width", "0.1", "--k", "0", "--seeds", "1", "--held-out", "50"]
+    result = run("accuracy.py", *options, "--variants", short)
+    assert result["data"] == "scikit-learn digits, tested on 50 training images held out"
+    (figures,) = result["variants"].values()
+    assert set(figures) == {"baseline", "k = 0"}
+    for named in figures.values():
+        for figure in named.values():
+            assert_spread(figure)
+        correct = 50 * named["accuracy"]["median"]
+        assert correct == pytest.approx(round(correct))
+        assert named["cpu_hours"]["median"] > 0
+    assert figures["k = 0"]["synops"]["median"] > 0
+
+
+def test_variants_of_one_baseline_share_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    variants = ["demo", "demo:train.epochs=3", "demo:recipe.clip=2"]
+    options = argparse.Namespace(variants=variants, data="digits", held_out=9, width=0.1, model="cnn1", k=[1], seeds=1)
+    names = accuracy.make_project(tmp_path, options)
+    trained: list[str] = []
+
+    def train(run: Run, *stages: str) -> dict[str, float]:
+        trained.append(f"{run.profile}/{stages[0]}")
+        for path in (run.data, run.metrics):
+            path.mkdir(parents=True)
+        (run.data / "file").write_text(run.profile)
+        return {"accuracy": float(len(trained))}
+
+    monkeypatch.setattr(accuracy, "run_stages", train)
+    figures = accuracy.run_variants(tmp_path, names, options, 0)
+    assert trained == ["v0/baseline", "v0/train", "v1/train", "v2/baseline", "v2/train"]
+    assert figures["v1", "fp32"] == figures["v0", "fp32"] != figures["v2", "fp32"]
+    assert (tmp_path / "data/v1/cnn1-fp32-0/file").read_text() == "v0"
+
+
+def test_a_variant_changes_nothing_but_the_settings_that_it_names() -> None:
+    profiles = {"a": {"baseline": [{"epochs": 6}, {"epochs": 7}], "recipe": {"clip": 4, "flip": "none"}}}
+    expected = {"baseline": [{"epochs": 6}, {"epochs": 2}], "recipe": {"clip": None, "flip": "none"}}
+    assert accuracy.vary(profiles, "a:baseline.1.epochs=2,recipe.clip=null") == expected
+    assert accuracy.vary(profiles, "a") == profiles["a"]
+    for variant, message in (
+        ("b:x=1", "no profile b; params.yaml has a"),
+        ("a:recipe.klip=1", "the profile has no setting recipe.klip"),
+        ("a:baseline.2.epochs=1", "the profile has no setting baseline.2.epochs"),
+    ):
+        with pytest.raises(QuantspikeError, match=f"^{re.escape(f'--variants {variant}: {message}')}$"):
+            accuracy.vary(profiles, variant)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +288,9 @@ def test_the_accuracies_of_fast_and_paper_are_measured_over_the_same_cpu_time(tr
             ["--data", "digits", "--steps", "8"],
             "8 steps of 200 images are asked for, but there are only",
         ),
-        ("accuracy.py", ["--data", "nothing.safetensors"], "nothing.safetensors does not exist"),
+        ("accuracy.py", ["--data", "nothing"], "data.source 'nothing' does not exist"),
+        ("accuracy.py", ["--variants", "fast:train.start=later"], "v0.train.start: Input should be 'baseline' or"),
+        ("accuracy.py", ["--held-out", "1439", "--data", "digits", "--variants", "demo"], "data.held_out is 1439, but"),
         ("tracking.py", ["--device", "gpu"], "invalid choice: 'gpu'"),
     ],
 )

@@ -144,8 +144,6 @@ def test_recorded_accuracies_are_those_of_the_final_network_on_every_image(share
     right = predict(network, test.images, 4).argmax(1) == test.labels
     assert [record.epoch for record in end["records"]] == [1, 2]
     assert end["records"][-1].test_accuracy == int(right.sum()) / 20
-    # A single image: all processes but the last have none to measure.
-    assert end["records"][-1].validation_accuracy == int(right[0])
 
 
 @pytest.mark.parametrize(
@@ -235,8 +233,8 @@ def test_a_stage_that_several_processes_share_writes_the_files_of_one_and_only_o
         assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
         checkpoint = load_checkpoint(run.network, architecture_of(run, image_channels=1), "fp32")
         assert (
-            checkpoint.moments["optimizer.step.classifier.weight"] == 3 * 27
-        )  # 1,337 images in batches of 50, whoever shares them
+            checkpoint.moments["optimizer.step.classifier.weight"] == 3 * 29
+        )  # 1,437 images in batches of 50, whoever shares them
     assert names(runs[1].root) == names(runs[0].root)
     assert len(list(runs[1].resume.glob("baseline-*.safetensors"))) == 2  # one per phase
 

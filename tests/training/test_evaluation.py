@@ -14,13 +14,15 @@ from conftest import with_averages
 from quantspike.data.dataset import Dataset
 from quantspike.data.preparation import central_images
 from quantspike.errors import QuantspikeError
+from quantspike.files import save_tensors
 from quantspike.networks.architecture import Architecture
 from quantspike.networks.cnn import new_network
 from quantspike.training.evaluation import (
+    FORMAT,
+    VERSION,
     Split,
     channels_last,
     evaluation_report,
-    hold_out,
     load_scores,
     predict,
     save_scores,
@@ -51,32 +53,6 @@ def test_a_part_of_a_split_keeps_images_and_labels_together(test: Split) -> None
     assert torch.equal(part.images, test.images[3:7])
     assert torch.equal(part.labels, test.labels[3:7])
     assert len(test.part(slice(5, 5))) == 0
-
-
-def test_held_out_and_remaining_images_make_up_the_whole(split: Split) -> None:
-    kept, held = hold_out(split, 15, seed=3)
-    assert held is not None
-    assert (len(kept), len(held)) == (25, 15)
-    images = torch.cat([kept.images, held.images]).flatten(1).tolist()
-    labels = torch.cat([kept.labels, held.labels]).tolist()
-    expected = zip(split.images.flatten(1).tolist(), split.labels.tolist(), strict=True)
-    assert sorted(zip(images, labels, strict=True)) == sorted(expected)
-
-
-def test_the_seed_decides_which_images_are_held_out(split: Split) -> None:
-    held = [hold_out(split, 15, seed)[0].images for seed in (3, 3, 4)]
-    assert torch.equal(held[0], held[1])
-    assert not torch.equal(held[0], held[2])
-    assert not torch.equal(held[0], split.images[15:])
-    assert hold_out(split, 0, seed=3) == (split, None)
-
-
-@pytest.mark.parametrize("count", [39, 1000])
-def test_at_least_two_images_remain_to_train_on(count: int, split: Split) -> None:
-    assert len(hold_out(split, 38, seed=3)[0]) == 2
-    message = f"recipe.validation is {count}, but of 40 training images at most 38 can be held out"
-    with pytest.raises(QuantspikeError, match=message):
-        hold_out(split, count, seed=3)
 
 
 # Class scores
@@ -169,6 +145,26 @@ def test_the_report_holds_the_costs_and_the_data_and_fits_into_json(tiny_dataset
     assert report["macs"] == 256 + 80 + 15
     assert report["data"] == tiny_dataset.fingerprint
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.zeros(7),
+        torch.zeros(7, 0),
+        torch.zeros(7, 3, 1),
+        torch.tensor(1.0),
+        torch.zeros(7, 3, dtype=torch.int32),
+        torch.zeros(7, 3).to(torch.float8_e4m3fn),
+        None,
+    ],
+)
+def test_a_file_without_a_score_per_image_and_class_is_damaged(scores: Tensor | None, tmp_path: Path) -> None:
+    save_tensors(tmp_path / "scores", FORMAT, VERSION, {}, {} if scores is None else {"scores": scores})
+    with pytest.raises(
+        QuantspikeError, match=r"scores is damaged \(.*(scores|isfinite).*\): delete it and run dvc repro"
+    ):
+        load_scores(tmp_path / "scores", 7)
 
 
 def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:

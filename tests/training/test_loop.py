@@ -28,7 +28,7 @@ from quantspike.params import OptimizerName, Precision, Recipe
 from quantspike.training import loop
 from quantspike.training.augmentation import augment, draw
 from quantspike.training.checkpoints import load_checkpoint, resume_optimizer, save_checkpoint
-from quantspike.training.evaluation import Split, hold_out, predict, splits
+from quantspike.training.evaluation import Split, predict, splits
 from quantspike.training.loop import (
     Callback,
     Epoch,
@@ -52,7 +52,6 @@ SETTINGS = Settings(
         optimizer="adam",
         batch_size=8,
         label_smoothing=0.0,
-        validation=0,
         shift=4,
         flip="random",
         brightness=63.0,
@@ -80,17 +79,17 @@ def test(tiny_dataset: Dataset) -> Split:
     return splits(tiny_dataset, CPU)[1]
 
 
-def start(network: QuantizedCNN, settings: Settings, *images: Split | None) -> Training:
+def start(network: QuantizedCNN, settings: Settings, *images: Split) -> Training:
     """Return a training with an optimizer of its own, before its first step."""
     return Training(network, Optimizer(network, settings.recipe.optimizer), settings, *images)
 
 
 def trained(
-    split: Split, test: Split, settings: Settings = SETTINGS, validation: Split | None = None, *callbacks: Callback
+    split: Split, test: Split, settings: Settings = SETTINGS, *callbacks: Callback
 ) -> tuple[Weights, list[Epoch]]:
     """Return weights and curve of a new network after one phase."""
     network = new_network(ARCHITECTURE, 1, settings.seed)
-    epochs = start(network, settings, split, test, validation).run(callbacks)
+    epochs = start(network, settings, split, test).run(callbacks)
     return network.state_dict(), epochs
 
 
@@ -138,7 +137,7 @@ def test_the_loop_equals_a_plain_loop_with_adam(split: Split, test: Split) -> No
     settings = changed(SETTINGS, epochs=2, batch_size=16)
     shown: list[tuple[float, float]] = []
     watching = Calling(lambda training: shown.append((training.loss, training.accuracy)))
-    weights, epochs = trained(split, test, settings, None, watching)
+    weights, epochs = trained(split, test, settings, watching)
 
     network = new_network(ARCHITECTURE, 1, 5)
     adam = torch.optim.Adam(network.parameters(), lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=True)
@@ -270,30 +269,10 @@ def test_a_longer_training_begins_like_a_shorter_one(split: Split, test: Split) 
 # Measuring
 
 
-def test_neither_test_nor_held_out_images_change_the_weights(split: Split, test: Split) -> None:
+def test_the_test_images_do_not_change_the_weights(split: Split, test: Split) -> None:
     settings = changed(SETTINGS, epochs=2)
-    kept, held = hold_out(split, 10, seed=3)
     other = Split(255 - test.images[:7], (test.labels[:7] + 1) % 3)
-    weights, epochs = trained(kept, test, settings)
-    assert epochs[0].validation_accuracy is None
-    assert same(weights, trained(kept, other, settings)[0])
-    assert same(weights, trained(kept, test, settings, held)[0])
-
-
-def test_each_accuracy_is_that_of_its_own_images(split: Split, test: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, held = hold_out(split, 10, seed=3)
-    assert held is not None
-    right = {len(test): 5, len(held): 8}  # of 20 and of 10
-
-    def fixed(network: nn.Module, images: Tensor, crop: int) -> Tensor:
-        (known,) = [part for part in (test, held) if torch.equal(part.images, images)]
-        answers = known.labels.clone()
-        answers[right[len(known)] :] += 1
-        return functional.one_hot(answers % 3, 3).float()
-
-    monkeypatch.setattr(loop, "predict", fixed)
-    (epoch,) = trained(kept, test, SETTINGS, held)[1]
-    assert (epoch.test_accuracy, epoch.validation_accuracy) == (0.25, 0.8)
+    assert same(trained(split, test, settings)[0], trained(split, other, settings)[0])
 
 
 def test_each_epoch_is_measured_after_its_last_step_and_reported(split: Split, test: Split) -> None:
@@ -303,9 +282,8 @@ def test_each_epoch_is_measured_after_its_last_step_and_reported(split: Split, t
         reported.append(epoch)
         assert training.records == reported
         assert epoch.test_accuracy == accuracy(training.network, test)
-        assert epoch.validation_accuracy == accuracy(training.network, split)
 
-    epochs = trained(split, test, changed(SETTINGS, epochs=3), split, Calling(on_epoch=on_epoch))[1]
+    epochs = trained(split, test, changed(SETTINGS, epochs=3), Calling(on_epoch=on_epoch))[1]
     assert reported == epochs
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3]
     assert {epoch.learning_rate for epoch in epochs} == {0.01}
@@ -339,7 +317,7 @@ def test_the_epoch_and_the_step_at_which_the_loss_became_infinite_are_named(
     reported: list[Epoch] = []
     watching = Calling(on_epoch=lambda training, epoch: reported.append(epoch))
     with pytest.raises(QuantspikeError, match=r"^the loss became inf in epoch 2, step 3: the learning rate 0\.01 may"):
-        trained(split, test, changed(SETTINGS, epochs=3), None, watching)
+        trained(split, test, changed(SETTINGS, epochs=3), watching)
     assert len(reported) == 1
 
 
@@ -353,7 +331,7 @@ def test_long_epochs_check_the_losses_every_25_steps(split: Split, test: Split) 
 
     many = Split(split.images.repeat(4, 1, 1, 1), split.labels.repeat(4))  # 80 steps of two images
     with pytest.raises(QuantspikeError, match="the loss became nan in epoch 1, step 27"):
-        trained(many, test, changed(SETTINGS, batch_size=2), None, Calling(spoil))
+        trained(many, test, changed(SETTINGS, batch_size=2), Calling(spoil))
     assert steps[-1] == 49
 
 
@@ -364,7 +342,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch(split: Split, test:
 
     message = r"^blocks\.1\.normalization\.bias became NaN or infinite in epoch 2: the learning rate 0\.01 may"
     with pytest.raises(QuantspikeError, match=message):
-        trained(split, test, changed(SETTINGS, epochs=3), None, Calling(spoil))
+        trained(split, test, changed(SETTINGS, epochs=3), Calling(spoil))
 
 
 # Learning rate
@@ -392,7 +370,6 @@ def test_with_muon_the_learning_rate_falls_linearly_to_zero_over_each_phase(spli
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"activation_penalty": 0.01, "bf16": True}])
 def test_training_resumes_after_every_epoch_to_the_last_bit(changes: dict[str, Any], split: Split, test: Split) -> None:
     settings = changed(SETTINGS, epochs=3, batch_size=16, **changes)
-    kept, held = hold_out(split, 10, seed=3)
     states: list[tuple[dict[str, Tensor], str]] = []
 
     def keep(training: Training, epoch: Epoch) -> None:
@@ -400,17 +377,17 @@ def test_training_resumes_after_every_epoch_to_the_last_bit(changes: dict[str, A
         # As in a file, which keeps no memory layout.
         states.append(({name: value.contiguous().clone() for name, value in tensors.items()}, json.dumps(records)))
 
-    whole = start(new_network(ARCHITECTURE, 1, 5), settings, kept, test, held)
+    whole = start(new_network(ARCHITECTURE, 1, 5), settings, split, test)
     records = whole.run([Calling(on_epoch=keep)])
     expected = [asdict(record) | {"device": device_name(CPU)} for record in records]
     assert [json.loads(state[1]) for state in states] == [expected[:n] for n in (1, 2, 3)]
     for tensors, text in states:
         before = {name: value.clone() for name, value in tensors.items()}
-        resumed = start(new_network(ARCHITECTURE, 1, 99), settings, kept, test, held)
+        resumed = start(new_network(ARCHITECTURE, 1, 99), settings, split, test)
         resumed.restore(tensors, json.loads(text))
         steps: list[int] = []
         assert resumed.run([Calling(lambda training, steps=steps: steps.append(training.step))]) == records
-        assert len(steps) == 2 * (3 - len(json.loads(text)))  # of 16 and 14 images
+        assert len(steps) == 3 * (3 - len(json.loads(text)))  # of 16, 16 and 8 images
         assert same(resumed.state()[0], whole.state()[0])
         assert same(tensors, before)
 

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantspike.files import damaged, load_tensors, save_tensors
+from quantspike.errors import QuantspikeError
+from quantspike.files import load_tensors, reading, save_tensors
 
 FORMAT = "quantspike-images"
-VERSION = 1
+VERSION = 2
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images uint8 [N, C, H, W] and labels int64 [N]."""
@@ -115,6 +116,29 @@ def build_dataset(
     return Dataset(*train, *test, class_names, fingerprint)
 
 
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """Return a data set to choose settings with: some training images take the place of the test images.
+
+    Args:
+        dataset: the images; its test images are not looked at.
+        count: number of training images to hold out, always the same ones; 0 returns the data set itself.
+
+    Raises:
+        QuantspikeError: fewer than two training images would be left.
+    """
+    if count == 0:
+        return dataset
+    total = len(dataset.train_images)
+    if count > total - 2:
+        raise QuantspikeError(
+            f"data.held_out is {count}, but of {total} training images at most {total - 2} can be held out"
+        )
+    order = np.random.default_rng(0).permutation(total)
+    held, kept = ((dataset.train_images[part], dataset.train_labels[part]) for part in (order[:count], order[count:]))
+    name = f"{dataset.fingerprint['name']}, tested on {count:,} training images held out"
+    return build_dataset(kept, held, dataset.class_names, kind="images", name=name)
+
+
 def save_dataset(dataset: Dataset, path: Path) -> None:
     """Write a data set to one safetensors file, atomically; the same data gives the same bytes.
 
@@ -135,14 +159,12 @@ def load_dataset(path: Path) -> Dataset:
         QuantspikeError: the file is absent or damaged, or of another format or version.
     """
     header, tensors = load_tensors(path, FORMAT, VERSION)
-    try:
+    with reading(path):
         saved: Any = header["fingerprint"]
         train_images, train_labels, test_images, test_labels = (tensors[name].numpy() for name in _TENSORS)
         origin = {key: saved[key] for key in ("kind", "name", "source_md5")}
         train, test = (train_images, train_labels), (test_images, test_labels)
         dataset = build_dataset(train, test, tuple(saved["classes"]), **origin)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
-    if dataset.fingerprint != saved:
-        raise damaged(path, "its content does not match its fingerprint")
+        if dataset.fingerprint != saved:
+            raise ValueError("its content does not match its fingerprint")
     return dataset

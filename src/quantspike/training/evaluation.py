@@ -13,12 +13,12 @@ from torch.nn import functional
 from quantspike.data.dataset import Dataset
 from quantspike.data.preparation import central_images
 from quantspike.errors import QuantspikeError
-from quantspike.files import load_tensors, save_tensors
+from quantspike.files import load_tensors, reading, save_tensors
 from quantspike.networks.architecture import macs
 from quantspike.networks.cnn import QuantizedCNN
 
 FORMAT = "quantspike-scores"
-VERSION = 1
+VERSION = 2
 
 _BATCH = 250
 
@@ -48,24 +48,6 @@ def splits(dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
     pairs = (dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)
     training, test = (Split(*(torch.from_numpy(array).to(device) for array in pair)) for pair in pairs)
     return training, test
-
-
-def hold_out(images: Split, count: int, seed: int) -> tuple[Split, Split | None]:
-    """Split `count` images, drawn by the seed, off the training images: what is left, and what is held out.
-
-    Raises:
-        QuantspikeError: fewer than two images would be left to train on.
-    """
-    if count == 0:
-        return images, None
-    if count > len(images) - 2:
-        raise QuantspikeError(
-            f"recipe.validation is {count}, but of {len(images)} training images at most {len(images) - 2} "
-            "can be held out"
-        )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.labels.device)
-    held, kept = order[:count], order[count:]
-    return Split(images.images[kept], images.labels[kept]), Split(images.images[held], images.labels[held])
 
 
 def predict(network: nn.Module, images: Tensor, crop: int) -> Tensor:
@@ -131,9 +113,15 @@ def load_scores(path: Path, images: int) -> Tensor:
     Raises:
         QuantspikeError: the file is absent, damaged, of another format or of other images, or a score is not finite.
     """
-    scores = load_tensors(path, FORMAT, VERSION)[1]["scores"]
-    if len(scores) != images:
-        raise QuantspikeError(f"{path} holds scores of {len(scores)} images, expected {images}: run dvc repro")
-    if not bool(scores.isfinite().all()):
-        raise QuantspikeError(f"{path} holds class scores that are not finite: delete it, train again, run dvc repro")
+    _, tensors = load_tensors(path, FORMAT, VERSION)
+    with reading(path):
+        scores = tensors["scores"]
+        if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
+            raise ValueError(f"its scores are {scores.dtype} {tuple(scores.shape)}, expected float [N, classes]")
+        if len(scores) != images:
+            raise QuantspikeError(f"{path} holds scores of {len(scores)} images, expected {images}: run dvc repro")
+        if not bool(scores.isfinite().all()):
+            raise QuantspikeError(
+                f"{path} holds class scores that are not finite: delete it, train again, run dvc repro"
+            )
     return scores

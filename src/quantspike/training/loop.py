@@ -59,7 +59,6 @@ class Epoch:
         epoch: counted from 1 in each phase.
         loss: what was minimized, mean over the epoch's augmented training images.
         train_accuracy: share of those images that were classified correctly.
-        validation_accuracy: share of the held-out training images, None if none are held out.
         test_accuracy: share of the test images. It is recorded and chooses nothing.
         learning_rate: at the start of the epoch.
     """
@@ -67,7 +66,6 @@ class Epoch:
     epoch: int
     loss: float
     train_accuracy: float
-    validation_accuracy: float | None
     test_accuracy: float
     learning_rate: float
 
@@ -141,7 +139,6 @@ class Training:
         settings: Settings,
         training: Split,
         test: Split,
-        validation: Split | None = None,
         group: Group = Group(),  # noqa: B008 (it is frozen)
     ) -> None:
         """Prepare the first step.
@@ -152,14 +149,13 @@ class Training:
             settings: what to do.
             training: images to learn from.
             test: images measured after each epoch, never learned from and never used to choose.
-            validation: images held out of the training set, measured like the test images.
             group: processes that share every batch; all have the same images and the same network.
 
         Raises:
             QuantspikeError: a batch leaves some process fewer than two images.
         """
         self.network, self.optimizer, self.settings, self.group = network, optimizer, settings, group
-        self._training, self._test, self._validation = training, test, validation
+        self._training, self._test = training, test
         self.device = training.labels.device
         self._objective = _shared(Objective(network, settings), group, self.device)
         # A batch must leave each process two images or more: one alone has no variance to be normalized by.
@@ -278,7 +274,6 @@ class Training:
             epoch=self.epoch,
             loss=losses.sum().item() / self.seen,
             train_accuracy=correct.sum().item() / self.seen,
-            validation_accuracy=None if self._validation is None else self._measure(self._validation),
             test_accuracy=self._measure(self._test),
             learning_rate=learning_rate,
         )

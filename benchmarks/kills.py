@@ -1,0 +1,173 @@
+"""Kill stages, dvc and their whole group at random moments of the demo, and check that the next `dvc repro` recovers.
+
+    python benchmarks/kills.py --kills 100 --json kills.json
+
+Works in a temporary clone of the last commit with one run of the demo (CNN 1, k = 1). A round deletes all outputs and
+DVC's caches, starts `dvc repro`, kills it five times at moments drawn from the duration of an undisturbed run, each
+time starting it again, and then lets it finish. Afterwards every result file must have the bytes of the undisturbed
+run, no half-written file may be left, and no process may outlive the dvc that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from tqdm import tqdm
+
+from common import CPU, at_least, machine, new_parser, report
+from quantspike.errors import QuantspikeError
+from quantspike.files import file_sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+
+KINDS = ("stage", "dvc", "group")
+
+KILLS_IN_A_ROUND = 5
+
+PATIENCE = 60.0
+"""Seconds after which a process that should be gone counts as an orphan."""
+
+
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--kills", type=at_least(1), default=100, help="number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the moments (default: %(default)s)")
+    report(measure, parser.parse_args())
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how many kills hit which stage, and what went wrong after them."""
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        project = make_project(Path(folder) / "project")
+        start = time.monotonic()
+        finish(project)
+        duration, expected = time.monotonic() - start, results(project)
+        hit, wrong = Counter[str](), Counter[str]()
+        progress = tqdm(total=options.kills, disable=None, unit="kill")
+        while progress.n < options.kills:
+            clear(project)
+            for _ in range(min(KILLS_IN_A_ROUND, options.kills - progress.n)):
+                stage, kind, orphans = kill(project, moments.uniform(0, duration), moments.choice(KINDS))
+                hit[f"{kind} during {stage}"] += 1
+                wrong["orphans"] += orphans
+                progress.update()
+            finish(project)
+            found = results(project)
+            wrong["files that differ"] += sum(found.get(path) != digest for path, digest in expected.items())
+            wrong["half-written files"] += len(list(project.rglob(".*.part")))
+        progress.close()
+    return {
+        "machine": machine(CPU),
+        "n": {"kills": options.kills, "result_files": len(expected), "seconds": duration},
+        "kills": dict(sorted(hit.items())),
+        "wrong": dict(wrong),
+    }
+
+
+def make_project(project: Path) -> Path:
+    """Clone the last commit, and leave one run of the demo in its grid."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
+    path = project / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["grid"] = {"profile": ["demo"], "model": ["cnn1"], "k": [1], "seed": [0]}
+    path.write_text(yaml.safe_dump(params))
+    clear(project)
+    return project
+
+
+def clear(project: Path) -> None:
+    """Delete every output, the states of trainings, and what DVC knows of them."""
+    for name in ("data", "metrics", "plots", "dvc.lock", ".dvc/cache", ".dvc/tmp", "mlflow.db", "mlartifacts"):
+        shutil.rmtree(project / name) if (project / name).is_dir() else (project / name).unlink(missing_ok=True)
+
+
+def results(project: Path) -> dict[str, str]:
+    """Return the SHA-256 of every result file by its path."""
+    return {
+        str(path.relative_to(project)): file_sha256(path)
+        for folder in ("metrics", "plots")
+        for path in sorted((project / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def start_repro(project: Path) -> subprocess.Popen[str]:
+    """Start `dvc repro` in a session of its own."""
+    environment = {
+        **{**os.environ, "PYTHONPATH": str(project / "src"), "OMP_NUM_THREADS": "1"},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        **{"cwd": project, "env": environment, "start_new_session": True, "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+    )
+
+
+def finish(project: Path) -> None:
+    """Run `dvc repro` to its end.
+
+    Raises:
+        QuantspikeError: it failed.
+    """
+    process = start_repro(project)
+    output, _ = process.communicate()
+    if process.returncode:
+        raise QuantspikeError(f"dvc repro failed with status {process.returncode}:\n{output}")
+
+
+def kill(project: Path, seconds: float, kind: str) -> tuple[str, str, int]:
+    """Start `dvc repro`, kill a part of it after some seconds, and wait until all of it has ended.
+
+    Returns:
+        The stage that was at work, or `no stage`; the kind; and how many processes outlived their dvc.
+    """
+    process = start_repro(project)
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    else:
+        return "no stage", "nothing", 0  # it had finished
+    family = psutil.Process(process.pid).children(recursive=True)
+    stages = {child: stage for child in family if (stage := stage_of(child))}
+    if kind == "stage" and not stages:
+        kind = "dvc"
+    if kind == "stage":
+        next(iter(stages)).kill()
+    elif kind == "dvc":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    for child in alive:
+        child.kill()
+    return next(iter(stages.values()), "no stage"), kind, len(alive)
+
+
+def stage_of(process: psutil.Process) -> str | None:
+    """Return the name of the stage that a process runs."""
+    try:
+        scripts = [Path(word) for word in process.cmdline() if word.startswith("stages/")]
+    except psutil.Error:
+        return None
+    return scripts[0].stem if scripts else None
+
+
+if __name__ == "__main__":
+    main()
