@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo run-demo same-demo test lint ui results readme publish bench clean
+.PHONY: help setup demo run-demo same-demo test soak lint ui results readme publish bench clean
 
 help:
 	@echo "make demo       the whole workflow on handwritten digits, in minutes, without a network"
@@ -17,6 +17,7 @@ help:
 	@echo "make readme     the results table in README.md, from the result files"
 	@echo "make publish    tables and MLflow runs made anew from the result files"
 	@echo "make same-demo  runs the demo anew and compares its numbers with the committed ones"
+	@echo "make soak       hours of hostile input and of kills at random moments; EXAMPLES=1000 KILLS=10 for minutes"
 	@echo "make bench      the simulation against other libraries; BENCH='--weights FILE --data IMAGES' names a network"
 	@echo "make setup      only the virtual environment, .venv"
 	@echo "make clean      removes .venv and caches, never results"
@@ -58,6 +59,11 @@ same-demo: $(READY)
 
 test: lint
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+soak: export EXAMPLES ?= 100000
+soak: $(READY)
+	OMP_NUM_THREADS=1 python -m pytest -m fuzz --hypothesis-profile soak --numprocesses 2
+	python benchmarks/kills.py --kills $(or $(KILLS),100)
 
 lint: $(READY)
 	ruff check .

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+import hostile  # noqa: F401 (sets how many examples are drawn)
 from quantspike.data.dataset import Dataset, Labelled, build_dataset
 from quantspike.data.preparation import central_images
 from quantspike.networks.cnn import QuantizedCNN

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import strategies as st
-
 from quantspike import files
 from quantspike.networks.architecture import Architecture, architecture_of, macs
 from quantspike.params import Params
@@ -132,31 +130,6 @@ def make_grid(params: Params, root: Path, data: Mapping[str, Any] | None = None)
 def change_json(path: Path, **changes: Any) -> None:
     """Change fields of a JSON file."""
     files.write_json(path, json.loads(path.read_text()) | changes)
-
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=9)
-    | st.sampled_from((2**53, 10**18, 10**400)),
-    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=9), inside, max_size=3),
-    max_leaves=6,
-)
-"""Any content of a JSON file; Python writes NaN and infinity, too."""
-
-_DAMAGE = (b"\0" * 40, b"1e400", b"-inf", b"nan", b"9" * 5000, b"[" * 20_000, b"\n", b",", b'"', b"-", b"\xff", b"1e18")
-
-
-@st.composite
-def mutations(draw: st.DrawFn, content: bytes) -> bytes:
-    """Replace some of the bytes by others, or by what parsers stumble over; or cut the end off."""
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(content)))
-        stop = draw(st.integers(start, start + 8) | st.just(len(content)))
-        content = content[:start] + draw(st.binary(max_size=4) | st.sampled_from(_DAMAGE)) + content[stop:]
-    return content
 
 
 def weights(architecture: Architecture) -> int:

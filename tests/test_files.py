@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from hostile import JSON, fuzz, mutations
 from make_networks import random_integer_network
 from quantspike.conversion import integer
 from quantspike.conversion.integer import class_scores, load_integer_network, save_integer_network
@@ -431,28 +431,18 @@ def test_a_file_that_was_cut_zeroed_or_changed_anywhere_is_named(kind: str, any_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None)
-@given(edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 2), st.binary(max_size=9)), min_size=1, max_size=4))
-def test_random_edits_of_a_file_are_detected(kind: str, edits: list[tuple[float, int, bytes]], any_path: Path) -> None:
+@fuzz(data=st.data())
+def test_random_edits_of_a_file_are_detected(kind: str, data: st.DataObject, any_path: Path) -> None:
     version, save, use = KINDS[kind]
     save(any_path)
     before = load_tensors(any_path, kind, version)
-    content = any_path.read_bytes()
-    for where, removed, added in edits:
-        place = int(where * len(content))
-        content = content[:place] + added + content[place + removed :]
-    rewrite(any_path, content)
+    rewrite(any_path, data.draw(mutations(any_path.read_bytes())))
     with suppress(QuantspikeError):
         use(any_path)
         # An edit that changes nothing, or white space.
         assert repr(load_tensors(any_path, kind, version)) == repr(before)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([10**400, "\ud800", "\0"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=8,
-)
 WRONG_TENSORS = (
     torch.zeros(0, 3),
     torch.tensor(1.0),
@@ -465,8 +455,7 @@ WRONG_TENSORS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None)
-@given(data=st.data())
+@fuzz(data=st.data())
 def test_a_file_of_other_content_is_refused_or_can_be_used(kind: str, data: st.DataObject, any_path: Path) -> None:
     version, save, use = KINDS[kind]
     save(any_path)

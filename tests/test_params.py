@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
-from conftest import Edit
+from conftest import PARAMS, Edit
+from hostile import JSON, fuzz, mutations
 from quantspike.errors import QuantspikeError
 from quantspike.params import LARGEST_K, load_params
+from quantspike.workflow.cli import load_checked_params
 
 ROOT = Path(__file__).parents[1]
 TRAINED_WITH = {
@@ -389,3 +395,34 @@ def test_the_settings_of_a_network_are_those_of_its_stages(write_params: Edit) -
 
     profile = load_params(write_params({"profiles.tiny.train.start": "baseline"})).profiles["tiny"]
     assert profile.training_settings("train") == shared | baseline | train | {"train.start": "baseline"}
+
+
+# Hostile files
+
+
+@fuzz(content=mutations((ROOT / "params.yaml").read_bytes()))
+def test_whatever_happens_to_its_bytes_a_file_is_read_or_named(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_bytes(content)
+    with suppress(QuantspikeError):
+        load_checked_params(path)
+
+
+@fuzz(content=JSON, data=st.data())
+def test_whatever_value_stands_in_a_place_a_file_is_read_or_named(
+    content: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    params = copy.deepcopy(PARAMS)
+    section: Any = params
+    while True:
+        key = data.draw(st.sampled_from(list(section) if isinstance(section, dict) else list(range(len(section)))))
+        if not isinstance(section[key], dict | list) or data.draw(st.booleans()):
+            break
+        section = section[key]
+    section[key] = content
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_text(json.dumps(params))  # which YAML reads, too
+    with suppress(QuantspikeError):
+        load_checked_params(path)

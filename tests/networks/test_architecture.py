@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import oracle
+from hostile import fuzz
 from make_networks import LAYER_STRINGS
 from quantspike.errors import QuantspikeError
 from quantspike.networks.architecture import Architecture, Layer, fan_out, fan_outs, layer_macs, macs
@@ -104,3 +106,13 @@ def test_fan_outs_are_those_of_the_synapses_listed_one_by_one(text: str, size: i
         for channel in oracle.reached_synapses(layer):
             assert fan.dtype == np.int64
             assert np.array_equal(fan, channel)
+
+
+@fuzz(text=st.text() | st.text("0123456789CP-") | st.lists(st.from_regex(r"\d{0,7}[CP]?\d{0,7}")).map("-".join))
+def test_any_text_is_a_network_of_bounded_size_or_refused(text: str) -> None:
+    try:
+        architecture = Architecture.parse(text, image_size=24)
+    except QuantspikeError:
+        return
+    assert Architecture.parse(architecture.text, image_size=24) == architecture
+    assert sum(layer.out_channels * layer.in_channels * layer.kernel**2 for layer in architecture.layers) <= 2**30

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from make_results import mutations
+from hostile import fuzz, mutations
 from quantspike.errors import QuantspikeError
 from quantspike.reporting.logs import (
     CORRECT,
@@ -288,8 +288,7 @@ def test_a_file_of_more_bytes_than_its_lines_can_have_is_not_read(tmp_path: Path
         read_logs(tmp_path, images=5, steps=4)
 
 
-@settings(deadline=None)
-@given(data=st.data(), name=st.sampled_from(FILES))
+@fuzz(data=st.data(), name=st.sampled_from(FILES))
 def test_whatever_happens_to_the_bytes_of_a_log_it_is_read_or_named(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
 ) -> None:

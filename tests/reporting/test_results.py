@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make_results import JSON, change_json, data_set, make_grid, make_params, make_run, mutations
+from hostile import JSON, fuzz, mutations
+from make_results import change_json, data_set, make_grid, make_params, make_run
 from quantspike.errors import QuantspikeError
 from quantspike.paths import Run, find_run
 from quantspike.reporting.published import LAYERS
@@ -334,16 +334,14 @@ def check_read(run: Run, name: str, content: bytes) -> None:
     assert not message or re.match(rf"{re.escape(str(run.metrics))}/\w+\.(csv|json) is damaged \(", message)
 
 
-@settings(deadline=None)
-@given(data=st.data(), name=st.sampled_from(SPIKING_FILES))
+@fuzz(data=st.data(), name=st.sampled_from(SPIKING_FILES))
 def test_whatever_happens_to_the_bytes_of_a_file_it_is_read_or_named(
     small: Run, data: st.DataObject, name: str
 ) -> None:
     check_read(small, name, data.draw(mutations((small.metrics / name).read_bytes())))
 
 
-@settings(deadline=None)
-@given(data=st.data(), name=st.sampled_from([name for name in SPIKING_FILES if name.endswith(".json")]))
+@fuzz(data=st.data(), name=st.sampled_from([name for name in SPIKING_FILES if name.endswith(".json")]))
 def test_whatever_json_a_file_or_one_of_its_values_is_it_is_read_or_named(
     small: Run, data: st.DataObject, name: str
 ) -> None:
