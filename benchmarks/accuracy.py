@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,14 +32,14 @@ from common import CPU, at_least, machine, new_parser, report, spread
 from quantspike.errors import QuantspikeError
 from quantspike.files import write_text
 from quantspike.params import Precision
-from quantspike.paths import Run, dataset_file, find_run
+from quantspike.paths import Run, find_run
 from quantspike.reporting.results import SpikingResult, read_run
 from quantspike.workflow.cli import load_checked_params
 
 ROOT = Path(__file__).resolve().parents[1]
 
 Figures = dict[str, float]
-"""Accuracy and CPU-hours of a run; of a quantized one, also SOPs and the step at which all images are settled."""
+"""Accuracy and CPU-hours of a run; of a quantized one, also SOPs and, if all images settle, the step after which."""
 
 
 def main() -> None:
@@ -60,9 +61,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         root = Path(folder)
         names = make_project(root, options)
-        run_stage(root, "download", "--profile", names[0])
-        for name in names[1:]:
-            copy_files(dataset_file(names[0], root).parent, dataset_file(name, root).parent)
+        for name in names:
+            run_stage(root, "download", "--profile", name)
         runs = list(pool.map(partial(run_variants, root, names, options), range(options.seeds)))
         provenance = json.loads(next(root.glob("metrics/*/*/baseline.json")).read_text())
     return {
@@ -72,7 +72,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "variants": {
             variant: {
                 f"k = {k}" if k != "fp32" else "baseline": {
-                    figure: spread([run[name, k][figure] for run in runs]) for figure in runs[0][name, k]
+                    figure: spread([run[name, k][figure] for run in runs])
+                    for figure in runs[0][name, k]
+                    if all(figure in run[name, k] for run in runs)
                 }
                 for k in ("fp32", *options.k)
             }
@@ -85,10 +87,10 @@ def make_project(root: Path, options: argparse.Namespace) -> list[str]:
     """Write params.yaml with a profile for each variant; return their names."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     data = {"source": str(absolute(options.data)), "held_out": options.held_out}
-    profiles = {f"v{index}": vary(params["profiles"], variant) for index, variant in enumerate(options.variants)}
-    for profile in profiles.values():
+    for profile in params["profiles"].values():  # first, so that a variant can change them, too
         profile["data"] |= data
         profile["width"] = options.width
+    profiles = {f"v{index}": vary(params["profiles"], variant) for index, variant in enumerate(options.variants)}
     grid = {"profile": list(profiles), "model": [options.model], "k": options.k or [0]}
     params |= {"profiles": profiles, "grid": grid | {"seed": list(range(options.seeds))}}
     write_text(root / "params.yaml", yaml.safe_dump(params))
@@ -105,14 +107,16 @@ def vary(profiles: dict[str, Any], variant: str) -> dict[str, Any]:
     """Return a profile with the changes that a variant such as `fast:train.epochs=2,recipe.clip=null` names.
 
     Raises:
-        QuantspikeError: there is no such profile or setting.
+        QuantspikeError: there is no such profile or setting, or no value.
     """
     name, _, changes = variant.partition(":")
     if name not in profiles:
         raise QuantspikeError(f"--variants {variant}: no profile {name}; params.yaml has {', '.join(profiles)}")
     profile: dict[str, Any] = json.loads(json.dumps(profiles[name]))
-    for change in filter(None, changes.split(",")):
-        place, _, value = change.partition("=")
+    for change in filter(None, re.split(r",(?![^\[]*\])", changes)):  # not at the commas of a list
+        place, equals, value = change.partition("=")
+        if not equals:
+            raise QuantspikeError(f"--variants {variant}: expected setting=value, found {change}")
         section: Any = profile
         *parents, last = (int(part) if part.isdecimal() else part for part in place.split("."))
         try:
@@ -158,7 +162,8 @@ def run_stages(run: Run, *stages: str) -> Figures:
     figures = {"accuracy": result.evaluation.accuracy, "cpu_hours": trained / 3600}
     if isinstance(result, SpikingResult):
         snn = result.simulation
-        figures |= {"snn_accuracy": snn.accuracy, "synops": snn.synops, "settled_step": float(snn.settled_step or 0)}
+        figures |= {"snn_accuracy": snn.accuracy, "synops": snn.synops, "unsettled_at_T": snn.unsettled_at_T}
+        figures |= {} if snn.settled_step is None else {"settled_step": snn.settled_step}
     return figures
 
 

@@ -48,13 +48,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
-def report(measure: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> None:
-    """Print what a benchmark measures as JSON, or the error that a user can fix."""
+def report(measure: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> Any:
+    """Print what a benchmark measures as JSON and return it, or print the error that a user can fix."""
     try:
         result = measure(options)
         print(json.dumps(result, indent=2))
         if options.json:
             write_json(options.json, result)
+        return result
     except QuantspikeError as error:
         sys.exit(f"error: {error}")
 

@@ -113,11 +113,14 @@ def prepare_peers(
     network: IntegerNetwork, images: Tensor, labels: Tensor, options: argparse.Namespace
 ) -> dict[tuple[str, int], Callable[[Tensor], float]]:
     """Return what times each other library, in seconds per image, for T steps and for as many as it needs."""
-    n = options.rounds * options.peer_images
-    largest = network.largest_count or int(simulate_all(network, images[:n], 1, 0).largest_counts.max())
+    parts = [slice(index, None, options.rounds) for index in range(options.rounds)]
+    images, labels = (torch.cat([values[part][: options.peer_images] for part in parts]) for values in (images, labels))
+    largest = network.largest_count or int(simulate_all(network, images, 1, 0).largest_counts.max())
     peers = make_peers(network, largest)
-    scores = peers["spikingjelly multi-step"](encode(network, largest, images[:n]), options.steps)
-    enough = steps_needed((scores.argmax(dim=2) == labels[:n]).double().mean(dim=1))
+    enough: dict[str, int] = {}
+    for name in ("spikingjelly multi-step", "snntorch"):
+        scores = peers[name](encode(network, largest, images), options.steps)
+        enough[name.split()[0]] = steps_needed((scores.argmax(dim=2) == labels).double().mean(dim=1))
 
     def seconds_per_image(peer: Peer, steps: int, part: Tensor) -> float:
         inputs = encode(network, largest, part)
@@ -126,7 +129,7 @@ def prepare_peers(
     return {
         (name, steps): partial(seconds_per_image, peer, steps)
         for name, peer in peers.items()
-        for steps in (options.steps, enough)
+        for steps in sorted({options.steps, enough[name.split()[0]]})
     }
 
 

@@ -1,7 +1,8 @@
 """Measure the trained network on the test images, before conversion.
 
 reads:   data/<profile>/images.safetensors, data/<profile>/<model>-<k>-<seed>/finetune.safetensors;
-         data.crop and width of the profile in params.yaml
+         data.crop and width of the profile in params.yaml, and the settings that the network was trained with, to
+         compare them
 writes:  metrics/<profile>/<model>-<k>-<seed>/evaluate.json (accuracy, cost, which images, provenance)
          data/<profile>/<model>-<k>-<seed>/evaluate.safetensors (class scores of every test image)
 """

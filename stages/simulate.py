@@ -3,8 +3,8 @@
 Under torchrun the processes share the images, and the first one writes.
 
 reads:   data/<profile>/<model>-<k>-<seed>/convert.safetensors, .../evaluate.safetensors,
-         data/<profile>/images.safetensors; simulate of the profile in params.yaml, and what its integer network
-         must have been made with
+         data/<profile>/images.safetensors; simulate of the profile in params.yaml, and the settings that its
+         integer network was converted with, to compare them
 writes:  in metrics/<profile>/<model>-<k>-<seed>/, with the first simulate.layer_delay: simulate.csv and
          simulate_layers.csv (measures by step, and by layer), simulate.json (values after the last step),
          certificate.json (equality with the integer network), logs/k<k>/*.txt (the published format); with all of

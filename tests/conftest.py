@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_store_of_the_user() -> None:
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and "TELEMETRY" not in name]:
         del os.environ[name]
 
 

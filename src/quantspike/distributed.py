@@ -65,7 +65,7 @@ class Group:
         return values[0]
 
     def own_device(self, device: torch.device) -> torch.device:
-        """Return a GPU of its own for each process of a machine, for a single one the GPU that has the device's number.
+        """Return the GPU of this process: one for each of several, or the numbered one for a single process.
 
         Raises:
             QuantspikeError: there are fewer GPUs than processes, or several would share the numbered one.

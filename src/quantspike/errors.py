@@ -1,4 +1,9 @@
-"""The one exception that users are meant to read."""
+"""The errors that users are meant to read."""
+
+import re
+
+# PyTorch has no error of its own for memory of the CPU, and several for GPUs.
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|alloc_failed", re.IGNORECASE)
 
 
 class QuantspikeError(Exception):
@@ -7,3 +12,14 @@ class QuantspikeError(Exception):
     Stages and commands print the message without a traceback and exit with status 1.
     Every other exception is a defect of the program and keeps its traceback.
     """
+
+
+class DamagedFileError(QuantspikeError):
+    """The content of a file is not what this project writes."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that there is too little memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantspike.errors import QuantspikeError
+from quantspike.errors import DamagedFileError, QuantspikeError, out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,12 +167,12 @@ def load_tensors(path: Path, file_format: str, *versions: int) -> tuple[Header, 
     with reading(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if file_format not in metadata:
-            raise QuantspikeError(f"{path} is not a {file_format} file: delete it and run dvc repro")
+            raise DamagedFileError(f"{path} is not a {file_format} file: delete it and run dvc repro")
         header: Header = json.loads(metadata[file_format])
         if not isinstance(header, dict):
             raise ValueError("its header is not a mapping")
         if header.get("version") not in versions:
-            raise QuantspikeError(
+            raise DamagedFileError(
                 f"{path} has version {header.get('version')}, this quantspike reads "
                 f"{', '.join(map(str, versions))}: delete it and run dvc repro"
             )
@@ -202,7 +202,8 @@ def reading(path: Path) -> Iterator[None]:
     Parsers fail on hostile content in more ways than they document: by overflow, recursion or missing keys.
 
     Raises:
-        QuantspikeError: the file is absent or damaged; one that is raised inside and names it passes unchanged.
+        QuantspikeError: the file is absent, cannot be read or is damaged; one that is raised inside and names it passes
+            unchanged.
     """
     try:
         yield
@@ -212,9 +213,11 @@ def reading(path: Path) -> Iterator[None]:
         raise damaged(path, reason(error)) from error
     except FileNotFoundError:
         raise absent(path) from None
-    except MemoryError:  # says nothing about the file
-        raise
+    except OSError as error:  # says nothing about the content, nor does lack of memory
+        raise QuantspikeError(f"{path} cannot be read: {error}") from error
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise damaged(path, reason(error)) from error
 
 
@@ -235,6 +238,6 @@ def absent(path: Path) -> QuantspikeError:
     return QuantspikeError(f"{path} does not exist: run the stage that writes it (dvc repro)")
 
 
-def damaged(path: Path, reason: object) -> QuantspikeError:
+def damaged(path: Path, reason: object) -> DamagedFileError:
     """Return the error for a file of this project that cannot be what was written."""
-    return QuantspikeError(f"{path} is damaged ({reason}): delete it and run dvc repro")
+    return DamagedFileError(f"{path} is damaged ({reason}): delete it and run dvc repro")

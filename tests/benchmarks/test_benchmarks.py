@@ -267,9 +267,11 @@ def test_a_variant_changes_nothing_but_the_settings_that_it_names() -> None:
     expected = {"baseline": [{"epochs": 6}, {"epochs": 2}], "recipe": {"clip": None, "flip": "none"}}
     assert accuracy.vary(profiles, "a:baseline.1.epochs=2,recipe.clip=null") == expected
     assert accuracy.vary(profiles, "a") == profiles["a"]
+    assert accuracy.vary(profiles, "a:recipe.clip=[0,1],recipe.flip=x")["recipe"] == {"clip": [0, 1], "flip": "x"}
     for variant, message in (
         ("b:x=1", "no profile b; params.yaml has a"),
         ("a:recipe.klip=1", "the profile has no setting recipe.klip"),
+        ("a:recipe.clip", "expected setting=value, found recipe.clip"),
         ("a:baseline.2.epochs=1", "the profile has no setting baseline.2.epochs"),
     ):
         with pytest.raises(QuantspikeError, match=f"^{re.escape(f'--variants {variant}: {message}')}$"):

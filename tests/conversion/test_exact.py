@@ -49,13 +49,23 @@ def _forget_devices() -> None:
 def test_the_fastest_format_that_holds_the_sums_is_taken(
     largest: int, factor: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact, "adds_exactly", lambda *_: True)  # whatever this machine's processor does with bytes
+    monkeypatch.setattr(exact, "multiplies_bytes", lambda device: True)  # whatever this machine's processor does
+    monkeypatch.setattr(exact, "adds_exactly", lambda *_: True)
     assert exact_format(LAYER, largest, factor, CPU, "layer 2") is dtype
 
 
-def test_bytes_are_multiplied_on_cpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_bytes_are_multiplied_only_by_a_processor_with_an_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "adds_exactly", lambda *_: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    assert exact_format(LAYER, 100, 100, CPU, "layer 2") is torch.int8
     assert exact_format(LAYER, 100, 100, torch.device("cuda"), "layer 2") is torch.float32
+    with torch.backends.mkldnn.flags(enabled=False):  # the library would multiply one by one
+        assert exact_format(LAYER, 100, 100, CPU, "layer 2") is torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert exact_format(LAYER, 100, 100, CPU, "layer 2") is torch.float32
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
+    assert exact_format(LAYER, 100, 100, CPU, "layer 2") is torch.float32
 
 
 def test_sums_that_no_format_holds_are_refused() -> None:
@@ -69,10 +79,11 @@ def test_this_machine_adds_exactly(shape: Layer, dtype: torch.dtype) -> None:
     assert adds_exactly(shape, CPU, dtype)
 
 
+@pytest.mark.parametrize("n", [0, 1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.token)
-def test_bytes_give_the_sums_of_64_bits(shape: Layer) -> None:
+def test_bytes_give_the_sums_of_64_bits(shape: Layer, n: int) -> None:
     random = torch.Generator().manual_seed(0)
-    values = torch.randint(-127, 128, (3, shape.in_channels, shape.in_size, shape.in_size), generator=random)
+    values = torch.randint(-127, 128, (n, shape.in_channels, shape.in_size, shape.in_size), generator=random)
     kernel = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
     weight = torch.randint(-127, 128, kernel, generator=random)
     windows = functional.pad(values, [shape.padding] * 4).unfold(2, shape.kernel, shape.stride)
@@ -95,6 +106,7 @@ def cut_to_16_bits(values: Tensor, weight: Tensor) -> Tensor:
 def test_a_processor_that_cuts_products_of_bytes_to_16_bits_is_found_out(
     shape: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(exact, "multiplies_bytes", lambda device: True)
     monkeypatch.setattr(exact.torch, "_int_mm", cut_to_16_bits)
     assert exact_format(shape, 100, 100, CPU, "layer 2") is torch.float32
 

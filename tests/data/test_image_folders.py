@@ -192,7 +192,7 @@ def test_other_images_among_coloured_ones_become_rgb(content: bytes, expected: l
             r"at least 2; found cat in train/ and cat in test/",
         ),
         (files() | {"train/fox/": b""}, r"pets/train must .*: Found no valid file for the classes fox"),
-        (without("test/cat") | {"test/cat/n.txt": b""}, r"pets/test must .*: Found no valid file for the classes cat"),
+        (without("test/cat") | {"test/cat/.n": b""}, r"pets/test must .*: Found no valid file for the classes cat"),
         (
             files() | {"test/dog/z.png": colour(1, size=(5, 6))},
             r"test/dog/z\.png has 5 x 6 pixels, expected 4 x 4: images must be square and all of one size",
@@ -245,6 +245,17 @@ def test_a_wrong_layout_is_named(content: Files, message: str, tmp_path: Path) -
 def test_an_image_that_cannot_be_used_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(QuantspikeError, match=rf"train/dog/b\.png {message}"):
         load(files() | {"train/dog/b.png": content}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["photo.heic", "array.npy", "picture"])
+def test_a_file_among_the_images_that_is_none_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(QuantspikeError, match=rf"train/dog/{re.escape(name)} does not decode"):
+        load(files() | {f"train/dog/{name}": b"no image"}, tmp_path)
+
+
+def test_what_file_managers_leave_among_the_images_is_no_image(tmp_path: Path) -> None:
+    left = {f"train/dog/{name}": b"no image" for name in ("Thumbs.db", "desktop.ini", ".DS_Store")}
+    assert len(load(files() | left, tmp_path).train_images) == sum(name.startswith("train/") for name in files())
 
 
 PICTURE = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)

@@ -269,6 +269,29 @@ def loaded(store: ResumeStore) -> int | None:
     return len(found)
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(24, "Too many open files"), QuantspikeError, "cannot be read: .*Too many open files"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), RuntimeError, "can't allocate memory"),
+    ],
+)
+def test_a_state_that_cannot_be_read_at_the_moment_is_not_skipped_and_so_not_deleted(
+    error: Exception, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ResumeStore(tmp_path, "train-0", "abc")
+    store.save({"x": torch.ones(2)}, [{"epoch": 1}])
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("safetensors.safe_open", fail)
+        with pytest.raises(kind, match=message):
+            store.load()
+    assert store.load() is not None
+
+
 def test_the_newest_two_states_are_kept_and_after_training_the_last_one(store: ResumeStore) -> None:
     assert store.load() is None
     paths = [save(store, epoch) for epoch in (1, 2, 3, 9, 10)]

@@ -1,11 +1,10 @@
 """Convolutions of whole numbers by fast library code, where no sum is ever rounded.
 
-A format holds every whole number up to a power of two: 2^24 for fp32, 2^53 for float64, and for products of bytes,
-which CPUs add in 32 bits, 2^30 beside a bias as large. If that bounds all partial sums, their order does not matter and
-the result is exact, provided that the library multiplies and adds in that format. Winograd and Fourier transforms and
-tf32 round, and
-products of bytes are cut to 16 bits on CPUs without an instruction for them. What rounds is switched off where a switch
-exists, and each device is tested before it is trusted.
+A format holds every whole number up to a power of two: 2^24 for fp32, 2^53 for float64. Products of bytes are added in
+32 bits; 2^30 leaves room for a bias below 2^30. If that bounds all partial sums, their order does not matter and the
+result is exact, provided that the library multiplies and adds in that format. Winograd and Fourier transforms and tf32
+round; they are switched off where a switch exists, and each device is tested before it is trusted. Bytes are multiplied
+only where the processor has an instruction for it: without one, the library is slow, or cuts the sums to 16 bits.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def exact_format(layer: Layer, largest_sum: int, largest_factor: int, device: to
         QuantspikeError: no format holds sums as large as that, or the device's convolutions round.
     """
     wide_enough = [dtype for dtype, limit in LARGEST.items() if largest_sum < limit]
-    if device.type != "cpu" or largest_factor > LARGEST_BYTE:
+    if largest_factor > LARGEST_BYTE or not multiplies_bytes(device):
         wide_enough = [dtype for dtype in wide_enough if dtype.is_floating_point]
     if not wide_enough:
         raise QuantspikeError(
@@ -65,6 +64,12 @@ def exact_format(layer: Layer, largest_sum: int, largest_factor: int, device: to
         f"{name}: torch's convolutions on {device} round whole numbers that their format holds; "
         "set device to cpu, or report this with the versions of torch and of the device's driver"
     )
+
+
+def multiplies_bytes(device: torch.device) -> bool:
+    """Return whether a device has an instruction for products of bytes that PyTorch makes use of."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    return device.type == "cpu" and torch.backends.mkldnn.enabled and bool(supported())
 
 
 @cache
@@ -110,9 +115,9 @@ def _convolve_bytes(values: Tensor, weight: Tensor, layer: Layer) -> Tensor:
         (n, layer.out_size, layer.out_size, layer.kernel, layer.kernel, channels),
         (image, row * layer.stride, column * layer.stride, row, column, 1),
     )
-    matrix = windows.reshape(n * layer.out_size**2, -1)
+    matrix = windows.reshape(n * layer.out_size**2, layer.kernel**2 * channels)
     sums: Tensor = torch._int_mm(matrix, weight.permute(0, 2, 3, 1).reshape(len(weight), -1).t())
-    return sums.view(n, layer.out_size, layer.out_size, -1).permute(0, 3, 1, 2)
+    return sums.view(n, layer.out_size, layer.out_size, len(weight)).permute(0, 3, 1, 2)
 
 
 @contextmanager
@@ -152,7 +157,10 @@ def _full_test(layer: Layer, dtype: torch.dtype, random: torch.Generator) -> tup
 
 def _sums_are_exact(values: Tensor, weight: Tensor, layer: Layer, device: torch.device, dtype: torch.dtype) -> bool:
     # float64 holds every result of either format, a rounded one included.
-    sums = convolve(values.to(device), weight.to(device), layer, dtype).cpu().double()
+    whole, one = (convolve(part.to(device), weight.to(device), layer, dtype) for part in (values, values[:1]))
+    if not torch.equal(whole[:1], one):
+        return False
+    sums = whole.cpu().double()
     padded = functional.pad(values, [layer.padding] * 4)
     positions = torch.cartesian_prod(torch.arange(layer.out_size), torch.arange(layer.out_size)).tolist()
     # Narrow layers have few outputs at a position, some of which hide what is rounded.

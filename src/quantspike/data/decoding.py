@@ -49,7 +49,7 @@ def _decode(path: str, side: int | None) -> NDArray[np.uint8]:
                 )
             mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
             return np.atleast_3d(np.asarray(ImageOps.exif_transpose(image).convert(mode))).transpose(2, 0, 1)
-    except QuantspikeError:
+    except (QuantspikeError, MemoryError):
         raise
     except Exception as error:  # decoders fail on hostile content in more ways than they document
         raise QuantspikeError(

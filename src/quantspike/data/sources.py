@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import tarfile
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -14,7 +15,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from quantspike.data.dataset import Dataset, Labelled, build_dataset
 from quantspike.data.decoding import decode_all
@@ -34,6 +34,8 @@ OFFICIAL_FOLDER = "cifar-10-batches-py"
 """Folder inside the official CIFAR-10 archive."""
 
 _LARGEST = 2**25  # bytes; the official batches have 31,035,999 at most
+
+_LEFT_BY_VIEWERS = r"\.|Thumbs\.db$|desktop\.ini$"
 
 _DOWNLOAD = "set data.source to cifar10, which downloads the version that is read"
 _CONVERT = "save its images as PNG files in train/<class>/ and test/<class>/ (for CIFAR-10: set data.source to cifar10)"
@@ -217,10 +219,9 @@ def _load_class_folders(folder: Path) -> Dataset:
 def _image_folder(folder: Path) -> Any:
     from torchvision.datasets import ImageFolder
 
-    known = Image.registered_extensions()
     try:
-        # Files of every format that Pillow knows: those that are not read are refused, not skipped.
-        return ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in known)
+        # Every file but those of file managers: what is no image is refused by name, not skipped.
+        return ImageFolder(str(folder), is_valid_file=lambda path: not re.match(_LEFT_BY_VIEWERS, Path(path).name))
     except (FileNotFoundError, NotADirectoryError) as error:  # no such folder, no classes, or a class without images
         source = folder.parent
         inside = chain([source], islice(chain(source.glob("*"), source.glob("*/*")), 1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,8 +151,9 @@ def find_experiment(client: MlflowClient, uri: str) -> Experiment | None:
             f"{_experiment_name()}: unset one of them"
         )
     if found is not None and found.lifecycle_stage == "deleted":
+        store = shlex.quote(shown_uri(uri))
         raise QuantspikeError(
-            f"the experiment {found.name} is deleted: restore it with `MLFLOW_TRACKING_URI={shown_uri(uri)} "
+            f"the experiment {found.name} is deleted: restore it with `MLFLOW_TRACKING_URI={store} "
             f"mlflow experiments restore -x {found.experiment_id}`, or set MLFLOW_EXPERIMENT_NAME to a new one"
         )
     return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quantspike.data.dataset import Dataset
-from quantspike.errors import QuantspikeError
+from quantspike.errors import DamagedFileError, QuantspikeError
 from quantspike.files import load_tensors, reading, save_tensors
 from quantspike.networks.architecture import Architecture, architecture_of
 from quantspike.networks.cnn import QuantizedCNN, check_description, description
@@ -148,13 +148,17 @@ class ResumeStore:
         self._keep([state for state in self.states() if state <= path][-_KEPT:])
 
     def load(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
-        """Return the latest valid state, or None; corrupt ones are named on stderr and skipped."""
+        """Return the latest valid state, or None; corrupt ones are named on stderr and skipped.
+
+        Raises:
+            QuantspikeError: a state cannot be read; skipping it would delete it after the next epoch.
+        """
         for path in reversed(self.states()):
             try:
                 header, tensors = load_tensors(path, STATE_FORMAT, STATE_VERSION)
                 with reading(path):
                     return tensors, [dict(record) for record in json.loads(header["records"])]
-            except QuantspikeError:
+            except DamagedFileError:
                 print(f"{path.name} is skipped: it is damaged", file=sys.stderr)
         return None
 

@@ -54,7 +54,7 @@ class Progress(Callback):
 
 
 def describe(epoch: Epoch, epochs: int) -> str:
-    """Return one epoch, of so many, as a line."""
+    """Return an epoch as a line; `epochs` is the number of all."""
     return (
         f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  train {epoch.train_accuracy:7.2%}"
         f"  test {epoch.test_accuracy:7.2%}"

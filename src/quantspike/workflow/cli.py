@@ -6,7 +6,6 @@ import argparse
 import ctypes
 import io
 import os
-import re
 import shlex
 import signal
 import sys
@@ -16,14 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from quantspike.errors import QuantspikeError
+from quantspike.errors import QuantspikeError, out_of_memory
 from quantspike.files import delete_temporary_files, locked, reason
 from quantspike.networks.architecture import architecture_of, check_layer_delay
 from quantspike.params import SEED_LIMIT, Params, Precision, check_k, load_params
 from quantspike.paths import Run, find_run, grid_runs
-
-# PyTorch has no error of its own for memory of the CPU, and several for GPUs.
-_OUT_OF_MEMORY = "(?i)out of memory|allocate memory|not enough memory|alloc_failed"
 
 _BATCH_SIZES = {"simulate": "simulate.batch_size"} | dict.fromkeys(
     ("baseline", "train", "finetune"), "recipe.batch_size"
@@ -77,7 +73,7 @@ def stage(main: Callable[..., None], description: str | None, *arguments: str) -
         except QuantspikeError as error:
             sys.exit(f"error: {error}")
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
+            if not out_of_memory(error):
                 raise
             setting = _BATCH_SIZES.get(Path(sys.argv[0]).stem)
             lower = f"lower {setting} of the profile in params.yaml, or " if setting else ""
@@ -131,10 +127,13 @@ class _Unbreakable:
     def _try(self, call: Callable[..., Any], *arguments: str) -> None:
         try:
             call(*arguments)
+        except BlockingIOError:  # a terminal that cannot take more at the moment
+            pass
         except OSError as error:
             self._errors.append(error)
             # What is in the buffer would fail again when Python exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def load_checked_params(path: Path) -> Params:
@@ -177,7 +176,7 @@ def end_with_parent() -> None:
     if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
         return
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
-    # DVC starts a stage in its own process group; if it is dead already, who adopted the stage is in another one.
+    # A stage is in DVC's process group; if DVC is dead already, the process that adopted the stage is in another one.
     # torchrun gives each process a group, and ends them all when it is sent SIGTERM.
     if "TORCHELASTIC_RUN_ID" not in os.environ and os.getpgid(os.getppid()) != os.getpgrp():
         sys.exit(128 + signal.SIGTERM)
