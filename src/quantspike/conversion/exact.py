@@ -69,7 +69,7 @@ def exact_format(layer: Layer, largest_sum: int, largest_factor: int, device: to
 def multiplies_bytes(device: torch.device) -> bool:
     """Return whether a device has an instruction for products of bytes that PyTorch makes use of."""
     supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    return device.type == "cpu" and torch.backends.mkldnn.enabled and bool(supported())
+    return device.type == "cpu" and bool(torch.backends.mkldnn.enabled) and bool(supported())
 
 
 @cache
