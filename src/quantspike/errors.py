@@ -2,8 +2,10 @@
 
 import re
 
-# PyTorch has no error of its own for memory of the CPU, and several for GPUs.
-_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|alloc_failed", re.IGNORECASE)
+# PyTorch has no error of its own for memory of the CPU, where oneDNN cannot create a primitive, and several for GPUs.
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|not enough memory|alloc_failed|could not create a primitive", re.IGNORECASE
+)
 
 
 class QuantspikeError(Exception):

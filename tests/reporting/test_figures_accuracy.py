@@ -26,6 +26,7 @@ from quantspike.reporting.figures.accuracy import accuracy_speed, settling
 from quantspike.reporting.figures.comparison import Comparison, Series
 from quantspike.reporting.palette import FULL_PRECISION, color_of
 from quantspike.reporting.published import PUBLISHED, published_curve
+from quantspike.reporting.results import SpikingResult
 
 
 def with_steps(case: str, **columns: object) -> Comparison:
@@ -80,6 +81,17 @@ def test_a_dot_marks_the_stable_step() -> None:
     late = replace(first, simulation=first.simulation.model_copy(update={"stable_step": 40}))
     (dot,) = lines_of(accuracy_speed(compare([baseline, late, *others])).axes[0], marker="o")
     assert dot.get_xdata()[0] == 40
+
+
+def test_a_network_far_below_the_others_has_no_dot_below_the_enlarged_panel() -> None:
+    results = [
+        replace(result, steps=result.steps.assign(accuracy=0.1))
+        if isinstance(result, SpikingResult) and result.run.k == 1
+        else result
+        for result in results_of("published")
+    ]
+    enlarged, whole = accuracy_speed(compare(results)).axes
+    assert [len(lines_of(axes, marker="o")) for axes in (enlarged, whole)] == [1, 2]
 
 
 def test_a_network_with_an_image_that_is_not_settled_at_the_last_step_has_no_dot_and_a_word_about_it() -> None:

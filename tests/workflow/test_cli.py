@@ -180,6 +180,7 @@ def test_an_error_of_the_user_is_a_message_and_a_defect_of_the_program_a_traceba
             "(Unable to allocate): lower simulate.batch_size of the profile in params.yaml, or run it where more is",
         ),
         ("train", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "lower recipe.batch_size of"),
+        ("finetune", RuntimeError("could not create a primitive"), "lower recipe.batch_size of"),
         ("baseline", RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "lower recipe.batch_size of the"),
         ("convert", MemoryError(), "): run it where more is free"),
     ],

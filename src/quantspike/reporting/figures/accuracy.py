@@ -26,11 +26,11 @@ def accuracy_speed(comparison: Comparison) -> Figure:
     """
     figure = style.new_figure(comparison, height=7.0)
     enlarged, whole = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.3))
+    set_accuracy_axes(enlarged, whole, comparison)
     for axes in (enlarged, whole):
         lines = [_draw_accuracy(axes, series) for series in comparison.series]
         lines += draw_full_precision(axes, comparison)
     style.set_step_axis(whole, comparison)
-    set_accuracy_axes(enlarged, whole, comparison)
     if comparison.baseline:
         lines.append(Line2D([], [], color="gray", linestyle=":", linewidth=1.3, label="ANN of the same k"))
     stable = [series.stable_step is not None for series in comparison.series]
@@ -45,9 +45,9 @@ def settling(comparison: Comparison) -> Figure:
     """Draw the share of images in which every neuron is settled over simulation steps."""
     figure = style.new_figure(comparison)
     axes = figure.subplots()
+    axes.set_ylim(0, 102)
     handles: list[Artist] = [_draw_settling(axes, series) for series in comparison.series]
     style.set_step_axis(axes, comparison)
-    axes.set_ylim(0, 102)
     axes.grid(axis="y")
     axes.set_ylabel("settled images (%)")
     if len(axes.lines) > len(handles):
@@ -118,6 +118,9 @@ def _draw_settling(axes: Axes, series: Series) -> Line2D:
 
 
 def _draw_dot(axes: Axes, step: float, height: float, color: str) -> None:
+    """Draw a dot, unless it lies below the axes."""
+    if height < axes.get_ylim()[0]:
+        return
     # Not clipped, since the very last step lies on the edge.
     axes.plot(step, height, "o", color=color, markeredgecolor="white", markersize=9, clip_on=False, zorder=4)
 
