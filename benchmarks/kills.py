@@ -3,8 +3,8 @@
     python benchmarks/kills.py --kills 100 --json kills.json
 
 Works in a temporary clone of the last commit with one run of the demo (CNN 1, k = 1). A round deletes all outputs and
-DVC's caches, starts `dvc repro`, kills it five times at moments drawn from the duration of an undisturbed run, each
-time starting it again, and then lets it finish. Afterwards every result file must have the bytes of the undisturbed
+DVC's caches, starts `dvc repro`, kills it five times within the first seconds of stages drawn at random, each time
+starting it again, and then lets it finish. Afterwards every result file must have the bytes of the undisturbed
 run, no half-written file may be left, and no process may outlive the dvc that started it; else the exit status is 1.
 """
 
@@ -36,6 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 KINDS = ("stage", "dvc", "group")
 
+STAGES = ("download", "baseline", "train", "finetune", "evaluate", "convert", "simulate", "plot", "publish")
+
+SECONDS = 5.0
+"""A kill comes so long after the start of its stage, at most."""
+
 KILLS_IN_A_ROUND = 5
 
 PATIENCE = 60.0
@@ -55,15 +60,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder) / "project")
-        start = time.monotonic()
         finish(project)
-        duration, expected = time.monotonic() - start, results(project)
+        expected = results(project)
         hit, wrong = Counter[str](), Counter[str]()
         progress = tqdm(total=options.kills, disable=None, unit="kill")
         while progress.n < options.kills:
             clear(project)
-            for _ in range(min(KILLS_IN_A_ROUND, options.kills - progress.n)):
-                stage, kind, orphans = kill(project, moments.uniform(0, duration), moments.choice(KINDS))
+            targets = moments.choices(range(len(STAGES)), k=min(KILLS_IN_A_ROUND, options.kills - progress.n))
+            for target in sorted(targets):  # stages that are done do not run again
+                delay, kind = moments.uniform(0, SECONDS), moments.choice(KINDS)
+                stage, kind, orphans = kill(project, STAGES[target], delay, kind)
                 hit[f"{kind} during {stage}"] += 1
                 wrong["orphans"] += orphans
                 progress.update()
@@ -74,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         progress.close()
     return {
         "machine": machine(CPU),
-        "n": {"kills": options.kills, "result_files": len(expected), "seconds": duration},
+        "n": {"kills": options.kills, "result_files": len(expected)},
         "kills": dict(sorted(hit.items())),
         "wrong": dict(wrong),
     }
@@ -133,20 +139,19 @@ def finish(project: Path) -> None:
         raise QuantspikeError(f"dvc repro failed with status {status}:\n{output}")
 
 
-def kill(project: Path, seconds: float, kind: str) -> tuple[str, str, int]:
-    """Start `dvc repro`, kill a part of it after some seconds, and wait until all of it has ended.
+def kill(project: Path, stage: str, delay: float, kind: str) -> tuple[str, str, int]:
+    """Start `dvc repro`, kill a part of it some seconds after a stage has started, and wait until all of it has ended.
 
     Returns:
         The stage that was at work, or `no stage`; the kind; and how many processes outlived their dvc.
     """
     process = start_repro(project)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        pass
-    else:
+    while process.poll() is None and stage not in map(stage_of, children(process)):
+        time.sleep(0.02)
+    time.sleep(delay)
+    if process.poll() is not None:
         return "no stage", "nothing", 0  # it had finished
-    family = psutil.Process(process.pid).children(recursive=True)
+    family = children(process)
     stages = {child: stage for child in family if (stage := stage_of(child))}
     if kind == "stage" and not stages:
         kind = "dvc"
@@ -158,10 +163,19 @@ def kill(project: Path, seconds: float, kind: str) -> tuple[str, str, int]:
     else:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    _, left = psutil.wait_procs(family, timeout=PATIENCE)
+    alive = [child for child in left if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     for child in alive:
         child.kill()
     return next(iter(stages.values()), "no stage"), kind, len(alive)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the processes that a process has started, and those that they have; none if it has ended."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def stage_of(process: psutil.Process) -> str | None:
