@@ -1,4 +1,4 @@
-"""Hostile input for the parsers: any content of a JSON file, and files whose bytes were changed.
+"""Hostile input for the parsers: any content of a JSON file, files whose bytes were changed; and a full disk.
 
 `make soak` draws many times as many examples of the tests that are marked with `fuzz`.
 """
@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -46,9 +47,21 @@ _DAMAGE = (b"\0" * 40, b"1e400", b"-inf", b"nan", b"9" * 5000, b"[" * 20_000, b"
 
 @st.composite
 def mutations(draw: st.DrawFn, content: bytes) -> bytes:
-    """Replace some of the bytes by others, or by what parsers stumble over; or cut the end off."""
+    """Replace some of the bytes by others, or by input that parsers mishandle; or cut the end off."""
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(content)))
         stop = draw(st.integers(start, start + 8) | st.just(len(content)))
         content = content[:start] + draw(st.binary(max_size=4) | st.sampled_from(_DAMAGE)) + content[stop:]
     return content
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Have the operating system refuse every file of more bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hostile import JSON, fuzz, mutations
+from hostile import JSON, fuzz, largest_file, mutations
 from make_networks import random_integer_network
 from quantspike.conversion import integer
 from quantspike.conversion.integer import class_scores, load_integer_network, save_integer_network
@@ -92,18 +92,6 @@ def test_a_failure_leaves_the_folder_as_it_was(
     with pytest.raises(expected[0], match=expected[1]):
         write_half(tmp_path / "file", failure)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == before
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Have the operating system refuse every file of more bytes, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from conftest import Edit
+from hostile import largest_file
 from quantspike.data.dataset import Dataset
 from quantspike.errors import QuantspikeError
 from quantspike.files import Header, load_tensors, save_tensors
@@ -363,18 +363,6 @@ def test_training_resumes_before_damaged_states_and_its_own_take_their_place(val
         assert save(store, epoch).name.endswith(f"-{epoch:06d}.safetensors")
     assert len(store.states()) == 2
     assert loaded(store) == valid + 2
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Have the operating system refuse every file of more bytes, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_on_a_full_disk_the_error_names_file_and_size_and_the_state_before_is_kept(store: ResumeStore) -> None:
