@@ -64,9 +64,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         expected = results(project)
         hit, wrong = Counter[str](), Counter[str]()
         progress = tqdm(total=options.kills, disable=None, unit="kill")
-        while progress.n < options.kills:
+        while (left := options.kills - hit.total()) > 0:  # a hidden bar does not count
             clear(project)
-            targets = moments.choices(range(len(STAGES)), k=min(KILLS_IN_A_ROUND, options.kills - progress.n))
+            targets = moments.choices(range(len(STAGES)), k=min(KILLS_IN_A_ROUND, left))
             for target in sorted(targets):  # stages that are done do not run again
                 delay, kind = moments.uniform(0, SECONDS), moments.choice(KINDS)
                 stage, kind, orphans = kill(project, STAGES[target], delay, kind)
