@@ -88,8 +88,8 @@ class TimedOptimizer(Optimizer):
         super().__init__(network, "adam")
         self._done = done
 
-    def step(self, learning_rate: float) -> None:
-        super().step(learning_rate)
+    def step(self, learning_rate: float, *, bf16: bool = False) -> None:
+        super().step(learning_rate, bf16=bf16)
         self._done()
 
 

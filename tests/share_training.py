@@ -90,7 +90,7 @@ class Descent(Optimizer):
     def __init__(self, network: QuantizedCNN) -> None:
         self._descent = torch.optim.SGD(network.parameters())
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float, *, bf16: bool = False) -> None:
         self._descent.param_groups[0]["lr"] = learning_rate
         self._descent.step()
 

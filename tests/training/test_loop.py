@@ -352,9 +352,9 @@ def test_with_muon_the_learning_rate_falls_linearly_to_zero_over_each_phase(spli
     rates: list[float] = []
 
     class Recording(Optimizer):
-        def step(self, learning_rate: float) -> None:
+        def step(self, learning_rate: float, *, bf16: bool = False) -> None:
             rates.append(learning_rate)
-            super().step(learning_rate)
+            super().step(learning_rate, bf16=bf16)
 
     network = new_network(ARCHITECTURE, 1, 5)
     settings = changed(SETTINGS, optimizer="muon", epochs=2, batch_size=20, learning_rate=0.1)

@@ -38,7 +38,7 @@ class Settings:
         phase: how many phases the network was trained for before; each has random streams of its own.
         seed: the run's seed.
         activation_penalty: for quantized networks only.
-        bf16: whether convolutions and the classifier multiply in bf16.
+        bf16: whether convolutions, the classifier and Muon multiply in bf16.
     """
 
     phase: int
@@ -260,7 +260,7 @@ class Training:
         self.network.zero_grad(set_to_none=True)
         # DDP averages over the processes, each of which has the sum over its own images.
         (loss * (self.group.size / len(chosen))).backward()
-        self.optimizer.step(self.learning_rate)
+        self.optimizer.step(self.learning_rate, bf16=self.settings.bf16)
         self._losses[self.step] = loss.detach()
         self._correct[self.step] = correct
 
