@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from quantspike.errors import QuantspikeError
 _LONGEST_FILE = 2**20
 _LONGEST_VALUE = 2000
 _MOST_VALUES = 20_000
+
+# YAML 1.1 also takes 010 for 8 and 1:30 for 90.
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_DECIMAL = r"[-+]?(0|[1-9][0-9_]*|[0-9]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
 
 
 def load_yaml(path: Path) -> Any:
@@ -59,6 +64,8 @@ class _Loader(yaml.SafeLoader):
         self._sizes.setdefault(node, self._values - before)
         if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_VALUE:
             raise _error(f"a value has more than {_LONGEST_VALUE:,} characters", node)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not re.fullmatch(_DECIMAL, node.value):
+            raise _error(f"{node.value!r} is not a decimal number", node)
         if self._values > _MOST_VALUES:
             raise _error(f"it stands for more than {_MOST_VALUES:,} values", node)
         return node

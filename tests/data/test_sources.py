@@ -190,6 +190,7 @@ def test_links_and_files_too_large_in_an_archive_are_not_followed_or_read(
         (["cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"], "CIFAR-100: save its images"),
         (["mine/train", "mine/test", "mine/meta"], "CIFAR-100: save its images"),
         (["mine/train/1.png", "mine/test/1.png", "mine/trainLabels.csv"], "Kaggle's version of CIFAR-10: set"),
+        (["mine/train/1.png", "mine/test/1.png", "mine/sampleSubmission.csv"], "Kaggle's version of CIFAR-10: set"),
         (["mine/plain_text/train-00000-of-00001.parquet"], "a table of Hugging Face: save its images as PNG files in"),
         (["mine/train.npz"], "arrays of NumPy: save its images as PNG files in train/<class>/"),
         (["mine/cifar10.zip"], "a zip archive: unpack it first and set data.source to the folder"),

@@ -171,6 +171,17 @@ def test_a_network_trained_as_integers_is_evaluated_as_the_integer_network_that_
     assert max(int(layer.max()) for layer in counts) == 8  # the clip of 4, in halves
 
 
+def test_an_evaluation_in_integers_also_refuses_a_gpu_that_does_not_exist(finished: Path, project: Path) -> None:
+    run = run_of(project, FINETUNE)
+    run.network.parent.mkdir(parents=True)
+    run.network.hardlink_to(run_of(finished, FINETUNE).network)
+    path = project / "params.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"device": "cuda:99"}))
+    with pytest.raises(SystemExit, match="^error: device is 'cuda:99', but torch sees"):
+        run_here(project, "evaluate")
+    assert not (run.metrics / "evaluate.json").exists()
+
+
 def test_fine_tuning_continues_with_the_moments_of_the_first_phase(finished: Path) -> None:
     steps = {
         stage: int(checkpoint_of(finished, stage).moments["optimizer.step.classifier.weight"]) for stage in TRAININGS

@@ -45,6 +45,7 @@ _OTHER_FORMS = {
     "meta": f"CIFAR-100: {_CONVERT}",
     "*_batch*.bin": f"the binary version of CIFAR-10: {_DOWNLOAD}",
     "trainLabels.csv": f"Kaggle's version of CIFAR-10: {_DOWNLOAD}",
+    "sampleSubmission.csv": f"Kaggle's version of CIFAR-10: {_DOWNLOAD}",
     "*.parquet": f"a table of Hugging Face: {_CONVERT}",
     "*.arrow": f"a table of Hugging Face: {_CONVERT}",
     "*.np[yz]": f"arrays of NumPy: {_CONVERT}",

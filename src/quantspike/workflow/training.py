@@ -125,13 +125,13 @@ def evaluate_run(run: Run, device: str, stage: str) -> dict[str, Any]:
     """Measure the trained network of a run on the test images; write scores and `<stage>.json`, return the latter.
 
     Raises:
-        QuantspikeError: the network or the images are absent or damaged.
+        QuantspikeError: the network or the images are absent or damaged, or the device is absent.
     """
     dataset = load_dataset(run.dataset)
     checkpoint = load_network(run, dataset)
     network, images = checkpoint.network, torch.from_numpy(dataset.test_images)
+    own_device = resolve_device(device)  # an absent GPU is an error of every stage
     if network.weight_bits is None:
-        own_device = resolve_device(device)
         scores = predict(network.to(own_device), images.to(own_device), run.settings.data.crop).cpu()
     else:
         # Trained as integers, so it is measured as integers, where nothing is rounded.
