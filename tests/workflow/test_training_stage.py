@@ -177,7 +177,7 @@ def test_an_evaluation_in_integers_also_refuses_a_gpu_that_does_not_exist(finish
     run.network.hardlink_to(run_of(finished, FINETUNE).network)
     path = project / "params.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"device": "cuda:99"}))
-    with pytest.raises(SystemExit, match="^error: device is 'cuda:99', but torch sees"):
+    with pytest.raises(SystemExit, match=r"^error: device is 'cuda:99', but torch sees"):
         run_here(project, "evaluate")
     assert not (run.metrics / "evaluate.json").exists()
 
