@@ -6,6 +6,9 @@ Works in a temporary clone of the last commit with one run of the demo (CNN 1, k
 DVC's caches, starts `dvc repro`, kills it five times within the first seconds of stages drawn at random, each time
 starting it again, and then lets it finish. Afterwards every result file must have the bytes of the undisturbed
 run, no half-written file may be left, and no process may outlive the dvc that started it; else the exit status is 1.
+
+DVC itself writes dvc.lock in place, so a kill can leave that file cut. It is then deleted, as docs/reliability.md
+advises, and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from typing import Any
 
 import psutil
 import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from tqdm import tqdm
+from voluptuous import Invalid
 
 from common import CPU, at_least, machine, new_parser, report
 from quantspike.errors import QuantspikeError
@@ -62,7 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         project = make_project(Path(folder) / "project")
         finish(project)
         expected = results(project)
-        hit, wrong = Counter[str](), Counter[str]()
+        hit, wrong, cut_locks = Counter[str](), Counter[str](), 0
         progress = tqdm(total=options.kills, disable=None, unit="kill")
         while (left := options.kills - hit.total()) > 0:  # a hidden bar does not count
             clear(project)
@@ -72,6 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 stage, kind, orphans = kill(project, STAGES[target], delay, kind)
                 hit[f"{kind} during {stage}"] += 1
                 wrong["orphans"] += orphans
+                cut_locks += delete_cut_lock(project)
                 progress.update()
             finish(project)
             found = results(project)
@@ -82,6 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(CPU),
         "n": {"kills": options.kills, "result_files": len(expected)},
         "kills": dict(sorted(hit.items())),
+        "dvc.lock cut by DVC": cut_locks,
         "wrong": dict(wrong),
     }
 
@@ -168,6 +175,19 @@ def kill(project: Path, stage: str, delay: float, kind: str) -> tuple[str, str, 
     for child in alive:
         child.kill()
     return next(iter(stages.values()), "no stage"), kind, len(alive)
+
+
+def delete_cut_lock(project: Path) -> bool:
+    """Delete dvc.lock if DVC was killed while it wrote it and refuses it now; return whether that was so."""
+    path = project / "dvc.lock"
+    if not path.exists():
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, Invalid, UnicodeError):
+        path.unlink()
+        return True
+    return False
 
 
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
