@@ -333,7 +333,10 @@ def test_folders_of_any_name_are_found_by_their_files_and_net_spikes_may_be_abse
     for name in ("k10B1", "k2B1", "k2B0", "run 1"):
         write(tmp_path / name, three)
     (tmp_path / "other").mkdir()
+    (tmp_path / "k3B1").mkdir()  # by its name, logs are missing there
     folders = find_logs(tmp_path)
+    with pytest.raises(QuantspikeError, match=r"/k3B1 lacks accuracy\.txt, .* found nothing; "):
+        read_logs(folders.pop(2), images=5, steps=4)
     assert [folder.name for folder in folders] == ["k2B0", "k2B1", "k10B1", "run 1"]
     logs = [read_logs(folder, images=5, steps=4, batch=2) for folder in folders]
     # All 6 + 7 + 12 spikes are positive.

@@ -87,14 +87,14 @@ class Logs:
 def find_logs(folder: Path) -> list[Path]:
     """Return the folders of logs that a folder stands for: itself, and those in it, k2 before k10.
 
-    Folders with any of the files count, and those named k0, k1, ...; `read_logs` refuses what they lack.
+    Folders with any of the files count, and those named k0, k1, ... or k0B1, ...; `read_logs` refuses what they lack.
 
     Raises:
         QuantspikeError: the folder is absent, or it has neither logs nor such folders.
     """
     names = _listing(folder)
     itself = [folder] if any(name in names for name in FILES) else []
-    inside = [name for name in names if re.fullmatch(r"k[0-9]+/", name) or _has_logs(folder / name)]
+    inside = [name for name in names if re.fullmatch(r"k[0-9]+(B[0-9]+)?/", name) or _has_logs(folder / name)]
     found = [*itself, *(folder / name for name in sorted(inside, key=_by_number))]
     if not found:
         raise QuantspikeError(
