@@ -29,7 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
 	  echo "Python 3.11 to 3.14 is needed, $(PYTHON) is `$(PYTHON) --version`: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, pip on one; templates do not compile
 	@touch $@
 
 demo: $(READY)
@@ -47,7 +48,7 @@ run-demo:
 	  dvc --wait-for-lock repro $(FORCE) --single-item {}
 	dvc stage list --name-only | sed -n 's/^simulate@\(demo-.*\)/\1/p' | OMP_NUM_THREADS=1 xargs -P 2 -I {} \
 	  dvc --wait-for-lock repro $(FORCE) --single-item train@{} finetune@{} evaluate@{} convert@{} simulate@{}
-	dvc repro $(FORCE) --glob 'plot@demo-*'
+	dvc repro $(FORCE) --single-item --glob 'plot@demo-*'
 	dvc repro $(FORCE) --single-item publish
 
 same-demo: $(READY)
