@@ -171,7 +171,7 @@ class Recipe(Section):
         brightness: the offset is uniform from minus to plus this, in grey levels.
         contrast: the factor is uniform from 1 minus to 1 plus this.
         clip: the largest activation, a multiple of 2^-k for every k of the grid; null for none.
-        arithmetic: of convolutions and classifier: `fp32`, `bf16`, or `auto` for bf16 where the hardware multiplies it.
+        arithmetic: of convolutions, classifier and Muon: `fp32`, `bf16`, or `auto` for bf16 where the hardware has it.
     """
 
     optimizer: OptimizerName

@@ -16,9 +16,9 @@ _LONGEST_FILE = 2**20
 _LONGEST_VALUE = 2000
 _MOST_VALUES = 20_000
 
-# YAML 1.1 also takes 010 for 8 and 1:30 for 90.
+# YAML 1.1 also takes 010 for 8, 1:30 for 90 and 1_0 for 10.
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_DECIMAL = r"[-+]?(0|[1-9][0-9_]*|[0-9]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
+_DECIMAL = r"[-+]?(0|[1-9][0-9]*|[0-9]*\.[0-9]*([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
 
 
 def load_yaml(path: Path) -> Any:
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_VALUE:
             raise _error(f"a value has more than {_LONGEST_VALUE:,} characters", node)
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not re.fullmatch(_DECIMAL, node.value):
-            raise _error(f"{node.value!r} is not a decimal number", node)
+            raise _error(f"{node.value!r}: write a number in decimal digits, or text in quotes", node)
         if self._values > _MOST_VALUES:
             raise _error(f"it stands for more than {_MOST_VALUES:,} values", node)
         return node

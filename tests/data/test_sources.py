@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import re
+import socket
 import sys
 import tarfile
 import threading
@@ -284,8 +285,20 @@ def test_a_download_that_was_cut_off_is_refused_and_then_replaced(
     server.content = official.archive[:-100]
     with pytest.raises(QuantspikeError, match="could not be downloaded"):
         load_source("cifar10", downloads=tmp_path)
+    assert os.listdir(tmp_path) == ["lock"]
     server.content = official.archive
     official.check(load_source("cifar10", downloads=tmp_path), md5(official.archive))
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(
+    official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        official.patch(official.cifar10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/{ARCHIVE}")
+        with pytest.raises(QuantspikeError, match=r"could not be downloaded: .*timed out"):
+            load_source("cifar10", downloads=tmp_path)
+    assert socket.getdefaulttimeout() is None
 
 
 def test_two_downloads_do_not_collide(official: Official, server: Server, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ DEFECTS: dict[str, tuple[Changes, str, int, str]] = {
         "expected a whole number of at most 9007199254740992, found 'six'; write",
     ),
     "two numbers": ({(SPIKES, 3): "6 6"}, SPIKES, 3, "found '6 6'"),
+    "a number as Python writes it": ({(SPIKES, 3): "1_2"}, SPIKES, 3, "found '1_2'"),
     "a long line": ({(SPIKES, 3): "x" * 99}, SPIKES, 3, f"found '{'x' * 37}...'"),
     "a blank line": ({(SYNOPS, 5): ""}, SYNOPS, 5, "found ''"),
     "a fraction": ({(NET_SPIKES, 2): "3.5"}, NET_SPIKES, 2, "found '3.5'"),

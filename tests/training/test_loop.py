@@ -350,18 +350,22 @@ def test_a_weight_that_is_not_finite_is_named_with_its_epoch(split: Split, test:
 
 def test_with_muon_the_learning_rate_falls_linearly_to_zero_over_each_phase(split: Split, test: Split) -> None:
     rates: list[float] = []
+    formats: list[bool] = []
 
     class Recording(Optimizer):
         def step(self, learning_rate: float, *, bf16: bool = False) -> None:
             rates.append(learning_rate)
+            formats.append(bf16)
             super().step(learning_rate, bf16=bf16)
 
     network = new_network(ARCHITECTURE, 1, 5)
     settings = changed(SETTINGS, optimizer="muon", epochs=2, batch_size=20, learning_rate=0.1)
-    for phase in (0, 1):
-        epochs = Training(network, Recording(network, "muon"), changed(settings, phase=phase), split, test).run()
+    for phase, bf16 in ((0, False), (1, True)):
+        phased = changed(settings, phase=phase, bf16=bf16)
+        epochs = Training(network, Recording(network, "muon"), phased, split, test).run()
         assert [epoch.learning_rate for epoch in epochs] == [0.1, 0.05]
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025] * 2)  # two epochs of two steps
+    assert formats == [False] * 4 + [True] * 4
 
 
 # Resuming

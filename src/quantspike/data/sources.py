@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import socket
 import tarfile
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -33,6 +34,7 @@ SOURCES = """
 OFFICIAL_FOLDER = "cifar-10-batches-py"
 """Folder inside the official CIFAR-10 archive."""
 
+_TIMEOUT = 60  # seconds without a byte from the server
 _LARGEST = 2**25  # bytes; the official batches have 31,035,999 at most
 
 _LEFT_BY_VIEWERS = r"\.|Thumbs\.db$|desktop\.ini$"
@@ -122,16 +124,25 @@ def _download(downloads: Path) -> Path:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
+    path = downloads / str(CIFAR10.filename)
     busy = f"another process is downloading to {downloads}: wait for it, or stop it first"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)  # torchvision would wait for ever
     try:
         with locked(downloads, busy):
-            download_url(CIFAR10.url, str(downloads), CIFAR10.filename, CIFAR10.tgz_md5)
+            try:
+                download_url(CIFAR10.url, str(downloads), CIFAR10.filename, CIFAR10.tgz_md5)
+            except BaseException:  # Ctrl-C too; torchvision writes under the final name
+                path.unlink(missing_ok=True)
+                raise
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: wrong MD5
         raise QuantspikeError(
             f"{CIFAR10.url} could not be downloaded: {error}. Try again, or set data.source to one of:{SOURCES}\n"
             "`make demo` shows everything without a download"
         ) from error
-    return downloads / str(CIFAR10.filename)
+    finally:
+        socket.setdefaulttimeout(before)
+    return path
 
 
 def _official_md5s() -> dict[str, str]:

@@ -80,7 +80,7 @@ class QuantizedCNN(nn.Module):
     """The network of a layer string: blocks, then a linear classifier without bias.
 
     Neither the image nor the classifier is quantized, unless the network is integer-aware: then it computes what the
-    integer network will, with batch-norm averages that stay as they are.
+    integer network will, with batch-norm averages that stay as they are. In bf16 its sums are rounded.
 
     Attributes:
         architecture: the layers, with the sizes of their maps.

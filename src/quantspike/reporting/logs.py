@@ -206,7 +206,9 @@ class _Log:
 
 def _whole_number(line: str) -> int | None:
     try:
-        value = float(line)
+        value = (
+            float(line) if re.fullmatch(r"[-+.0-9eE\s]*", line) else math.nan
+        )  # Python also reads 1_2 and other digits
     except ValueError:
         value = math.nan
     return int(value) if value.is_integer() else None

@@ -1,8 +1,7 @@
 """The training loop: batches in, weights changed, a record per epoch out. It knows nothing of files.
 
 An epoch depends on the weights, the optimizer's moments and its number alone: it draws all its random choices at its
-start from a stream of its own. So training resumes after any epoch, with any number of processes, as if it had never
-stopped.
+start from a stream of its own. So training resumes after any epoch as if it had never stopped.
 """
 
 from __future__ import annotations

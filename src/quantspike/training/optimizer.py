@@ -25,10 +25,10 @@ class Muon(torch.optim.Optimizer):
 
         W <- W sqrt(rows) / |W|      B <- 0.6 B + 0.4 G      W <- W - r max(1, sqrt(rows / columns)) orthogonal(G')
 
-    with G' = 0.6 B + 0.4 G. `orthogonal` brings all singular values close to 1, by three Newton-Schulz steps. The norm
-    of W is free while batch normalization takes it out again.
+    with G' = 0.6 B + 0.4 G. `orthogonal` divides by the norm and brings singular values towards 1, by three Newton-Schulz
+    steps; very small ones stay small. The norm of W is free while batch normalization takes it out again.
 
-    torch.optim.Muon always multiplies in bf16. Where the hardware does not, that takes sixty times as long as fp32.
+    torch.optim.Muon always multiplies in bf16. Where the hardware does not, that takes many times as long as fp32.
     """
 
     def __init__(self, weights: Sequence[Tensor], *, scaled: bool = True) -> None:
@@ -49,7 +49,10 @@ class Muon(torch.optim.Optimizer):
             gradient, rows = weight.grad, len(weight)
             if self._scaled:
                 weight.mul_(math.sqrt(rows) / weight.norm())
-            momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            state = self.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            momentum = state["momentum_buffer"]
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             direction = _orthogonal(gradient.lerp(momentum, _MOMENTUM).flatten(1), group["bf16"])
             stretch = max(1, math.sqrt(rows / direction.shape[1]))
@@ -57,7 +60,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: Tensor, bf16: bool) -> Tensor:
-    """Bring the singular values of a matrix close to 1 by Newton-Schulz steps of the fifth order."""
+    """Bring the singular values of a matrix towards 1 by Newton-Schulz steps of the fifth order."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.bfloat16() if bf16 else matrix
     if len(wide) > wide.shape[1]:
