@@ -25,8 +25,8 @@ class Muon(torch.optim.Optimizer):
 
         W <- W sqrt(rows) / |W|      B <- 0.6 B + 0.4 G      W <- W - r max(1, sqrt(rows / columns)) orthogonal(G')
 
-    with G' = 0.6 B + 0.4 G. `orthogonal` divides by the norm and brings singular values towards 1, by three Newton-Schulz
-    steps; very small ones stay small. The norm of W is free while batch normalization takes it out again.
+    with G' = 0.6 B + 0.4 G. `orthogonal` divides by the norm and brings singular values towards 1, by three
+    Newton-Schulz steps; very small ones stay small. The norm of W is free while batch normalization takes it out again.
 
     torch.optim.Muon always multiplies in bf16. Where the hardware does not, that takes many times as long as fp32.
     """
