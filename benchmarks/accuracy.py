@@ -87,7 +87,7 @@ def make_project(root: Path, options: argparse.Namespace) -> list[str]:
     """Write params.yaml with a profile for each variant; return their names."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     data = {"source": str(absolute(options.data)), "held_out": options.held_out}
-    for profile in params["profiles"].values():  # first, so that a variant can change them, too
+    for profile in params["profiles"].values():  # first, so that a variant can change the width
         profile["data"] |= data
         profile["width"] = options.width
     profiles = {f"v{index}": vary(params["profiles"], variant) for index, variant in enumerate(options.variants)}
@@ -115,6 +115,8 @@ def vary(profiles: dict[str, Any], variant: str) -> dict[str, Any]:
     profile: dict[str, Any] = json.loads(json.dumps(profiles[name]))
     for change in filter(None, re.split(r",(?![^\[]*\])", changes)):  # not at the commas of a list
         place, equals, value = change.partition("=")
+        if place in ("data.source", "data.held_out"):
+            raise QuantspikeError(f"--variants {variant}: all variants have the same images, of --data and --held-out")
         if not equals:
             raise QuantspikeError(f"--variants {variant}: expected setting=value, found {change}")
         section: Any = profile

@@ -272,6 +272,7 @@ def test_a_variant_changes_nothing_but_the_settings_that_it_names() -> None:
         ("b:x=1", "no profile b; params.yaml has a"),
         ("a:recipe.klip=1", "the profile has no setting recipe.klip"),
         ("a:recipe.clip", "expected setting=value, found recipe.clip"),
+        ("a:data.held_out=0", "all variants have the same images, of --data and --held-out"),
         ("a:baseline.2.epochs=1", "the profile has no setting baseline.2.epochs"),
     ):
         with pytest.raises(QuantspikeError, match=f"^{re.escape(f'--variants {variant}: {message}')}$"):
