@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help setup demo run-demo same-demo test soak lint ui results readme publish bench clean
 
 help:
-	@echo "make demo       the whole workflow on handwritten digits, in minutes, without a network"
+	@echo "make demo       the whole workflow on handwritten digits, in minutes; no images are downloaded"
 	@echo "make test       style, types, imports and tests"
 	@echo "make results    the results table so far"
 	@echo "make ui         the MLflow UI on http://127.0.0.1:5000"
