@@ -290,6 +290,28 @@ def test_a_download_that_was_cut_off_is_refused_and_then_replaced(
     official.check(load_source("cifar10", downloads=tmp_path), md5(official.archive))
 
 
+def test_an_interrupt_deletes_what_was_half_downloaded_and_nothing_else(
+    official: Official, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    archive = tmp_path / ARCHIVE
+    archive.write_bytes(official.archive)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchvision.datasets.utils.check_md5", interrupt)  # Ctrl-C while an intact archive is checked
+        with pytest.raises(KeyboardInterrupt):
+            load_source("cifar10", downloads=tmp_path)
+    assert archive.read_bytes() == official.archive
+
+    archive.write_bytes(official.archive[:-100])
+    with monkeypatch.context() as patch:
+        patch.setattr("torchvision.datasets.utils._urlretrieve", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load_source("cifar10", downloads=tmp_path)
+    assert not archive.exists()
+
+
 def test_a_server_that_says_nothing_is_not_waited_for(
     official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,14 +24,14 @@ from quantspike.files import locked, reason
 
 # torchvision is imported where CIFAR-10 or a folder needs it: the demo's digits load without it, and faster.
 
-SOURCES = """
+_SOURCES = """
   cifar10                          downloads the official archive
   path/to/cifar-10-python.tar.gz   the official archive, or its unpacked folder cifar-10-batches-py
   path/to/images                   a folder with images in train/<class>/ and test/<class>/
   digits                           scikit-learn's handwritten digits, nothing to download"""
 """Possible sources, for messages."""
 
-OFFICIAL_FOLDER = "cifar-10-batches-py"
+_OFFICIAL_FOLDER = "cifar-10-batches-py"
 """Folder inside the official CIFAR-10 archive."""
 
 _TIMEOUT = 60  # seconds without a byte from the server
@@ -61,7 +61,7 @@ def load_source(source: str, *, downloads: Path, root: Path = Path(".")) -> Data
     """Load and verify the images of a source.
 
     Args:
-        source: `cifar10`, `digits` or a path, see `SOURCES`.
+        source: `cifar10`, `digits`, or the path of an archive or of a folder, as in params.yaml.
         downloads: folder of the downloaded archive, for `cifar10`.
         root: folder that a relative path starts from.
 
@@ -83,9 +83,9 @@ def _load_path(path: Path, source: str) -> Dataset:
         return _load_archive(path)
     if not path.is_dir():
         raise QuantspikeError(
-            f"data.source {source!r} does not exist. A source is one of:{SOURCES}\nThe path looked for was {path}"
+            f"data.source {source!r} does not exist. A source is one of:{_SOURCES}\nThe path looked for was {path}"
         )
-    for folder in (path, path / OFFICIAL_FOLDER):
+    for folder in (path, path / _OFFICIAL_FOLDER):
         if any((folder / name).is_file() for name in _official_md5s()):
             return _load_official_folder(folder)
     return _load_class_folders(path)
@@ -122,7 +122,7 @@ def _load_digits() -> Dataset:
 def _download(downloads: Path) -> Path:
     """Return the path of the official archive, downloaded unless an intact one is there."""
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import check_integrity, download_url
 
     path = downloads / str(CIFAR10.filename)
     busy = f"another process is downloading to {downloads}: wait for it, or stop it first"
@@ -130,14 +130,15 @@ def _download(downloads: Path) -> Path:
     socket.setdefaulttimeout(_TIMEOUT)  # torchvision would wait for ever
     try:
         with locked(downloads, busy):
-            try:
-                download_url(CIFAR10.url, str(downloads), CIFAR10.filename, CIFAR10.tgz_md5)
-            except BaseException:  # Ctrl-C too; torchvision writes under the final name
-                path.unlink(missing_ok=True)
-                raise
+            if not check_integrity(path, CIFAR10.tgz_md5):
+                try:
+                    download_url(CIFAR10.url, str(downloads), CIFAR10.filename, CIFAR10.tgz_md5)
+                except BaseException:  # Ctrl-C too; torchvision writes under the final name
+                    path.unlink(missing_ok=True)
+                    raise
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: wrong MD5
         raise QuantspikeError(
-            f"{CIFAR10.url} could not be downloaded: {error}. Try again, or set data.source to one of:{SOURCES}\n"
+            f"{CIFAR10.url} could not be downloaded: {error}. Try again, or set data.source to one of:{_SOURCES}\n"
             "`make demo` shows everything without a download"
         ) from error
     finally:
