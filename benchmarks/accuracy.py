@@ -64,10 +64,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name in names:
             run_stage(root, "download", "--profile", name)
         runs = list(pool.map(partial(run_variants, root, names, options), range(options.seeds)))
-        provenance = json.loads(next(root.glob("metrics/*/*/baseline.json")).read_text())
+        baselines = [json.loads(path.read_text()) for path in root.glob("metrics/*/*/baseline.json")]
+        arithmetics = sorted({baseline["provenance"]["arithmetic"] for baseline in baselines})
     return {
-        "data": provenance["data"]["name"],
-        "machine": machine(CPU) | {"threads": 1, "arithmetic": provenance["provenance"]["arithmetic"]},
+        "data": baselines[0]["data"]["name"],
+        "machine": machine(CPU) | {"threads": 1, "arithmetic": arithmetics},
         "n": {"seeds": options.seeds, "held_out": options.held_out, "model": options.model, "width": options.width},
         "variants": {
             variant: {

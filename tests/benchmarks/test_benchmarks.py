@@ -227,10 +227,11 @@ def test_the_cost_of_live_tracking_is_measured(training: list[str]) -> None:
 
 
 def test_accuracy_spikes_and_time_of_a_changed_profile_are_measured_on_held_out_images() -> None:
-    short = "demo:baseline.0.epochs=1,train.epochs=1,recipe.clip=null,simulate.layer_delay=[0]"
+    short = "demo:baseline.0.epochs=1,train.epochs=1,recipe.clip=null,recipe.arithmetic=fp32,simulate.layer_delay=[0]"
     options = ["--data", "digits", "--width", "0.1", "--k", "0", "--seeds", "1", "--held-out", "50"]
     result = run("accuracy.py", *options, "--variants", short)
     assert result["data"] == "scikit-learn digits, tested on 50 training images held out"
+    assert result["machine"]["arithmetic"] == ["fp32"]
     (figures,) = result["variants"].values()
     assert set(figures) == {"baseline", "k = 0"}
     for named in figures.values():

@@ -301,7 +301,9 @@ def test_whatever_happens_to_the_bytes_of_a_log_it_is_read_or_named(
     except QuantspikeError as error:
         message = str(error)
     if found is None:
-        assert str(folder / name) in message or "the other files have" in message
+        # Where files contradict each other, any of them can be the damaged one: all are named.
+        assert str(folder) in message
+        assert name in message
     else:
         assert (found.images, found.steps, found.batches) == (5, 4, 3)
         assert set(found.correct.tolist()) <= set(range(6))
