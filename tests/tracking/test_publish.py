@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -60,7 +61,8 @@ def content(uri: str, run: Any) -> dict[str, Any]:
 
 def artifact(uri: str, path: str, key: str = KEY) -> bytes:
     """Return a file of a run."""
-    return Path(client_of(uri).download_artifacts(the_run(uri, key).info.run_id, path)).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:  # without one, MLflow makes a folder and leaves it
+        return Path(client_of(uri).download_artifacts(the_run(uri, key).info.run_id, path, folder)).read_bytes()
 
 
 # A run and its contents
