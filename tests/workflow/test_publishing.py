@@ -118,10 +118,12 @@ def test_final_costs_of_the_other_layer_delays_bear_their_names(tmp_path: Path) 
     }
 
 
-def test_a_run_that_never_settled_has_no_settled_step(tmp_path: Path) -> None:
-    run = tracked(tmp_path, 2)  # made without one
-    assert "final/settled_step" not in run.finals
-    assert "| settled step (every neuron settled) | never |" in run.description
+def test_a_run_with_images_not_settled_at_T_has_no_settled_and_no_stable_step(tmp_path: Path) -> None:
+    run = tracked(tmp_path, 2)  # made with such images
+    assert {"final/settled_step", "final/stable_step"}.isdisjoint(run.finals)
+    for step in ("settled step (every neuron settled)", "stable step (accuracy no longer changes)"):
+        # They settle at the same pace up to step 122, so (1 - 100 / 122) of them later than step 100.
+        assert f"| {step} | none; images not settled after step 100: 1,803 |" in run.description
 
 
 def test_tags_colour_the_run_and_hide_the_user(tmp_path: Path) -> None:

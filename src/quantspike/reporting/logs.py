@@ -7,7 +7,6 @@ net spikes, cumulative synaptic operations (SOPs). Of networks without negative 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -205,12 +204,12 @@ class _Log:
 
 
 def _whole_number(line: str) -> int | None:
+    if not re.fullmatch(r"[-+.0-9eE\s]*", line):  # Python also reads 1_2 and other digits
+        return None
     try:
-        value = (
-            float(line) if re.fullmatch(r"[-+.0-9eE\s]*", line) else math.nan
-        )  # Python also reads 1_2 and other digits
+        value = float(line)
     except ValueError:
-        value = math.nan
+        return None
     return int(value) if value.is_integer() else None
 
 

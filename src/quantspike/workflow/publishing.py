@@ -189,12 +189,13 @@ def _description(result: RunResult) -> str:
     rows = [("accuracy of the ANN", f"{evaluation.accuracy:.2%}")]
     if isinstance(result, SpikingResult):
         snn = result.simulation
+        late = f"none; images not settled after step {snn.steps}: {snn.unsettled_at_T:,}"
         rows += [
             (f"accuracy of the SNN after {snn.steps} steps", f"{snn.accuracy:.2%}"),
             ("accuracy of the integer network", f"{snn.integer_accuracy:.2%}"),
             ("images that SNN and integer network predict differently", f"{snn.differing_predictions:,}"),
-            ("stable step (accuracy no longer changes)", str(snn.stable_step or "none: T too small")),
-            ("settled step (every neuron settled)", "never" if snn.settled_step is None else str(snn.settled_step)),
+            ("stable step (accuracy no longer changes)", str(snn.stable_step or late)),
+            ("settled step (every neuron settled)", str(snn.settled_step or late)),
             ("synaptic operations (SOPs) per image", f"{snn.synops:,.0f}"),
             ("positive spikes per image", f"{snn.positive_spikes:,.0f}"),
             ("negative spikes per image", f"{snn.negative_spikes:,.0f}"),
